@@ -1,0 +1,7 @@
+"""`python -m mmcoref` is `mmcoref`."""
+
+import sys
+
+from mmcoref.cli import main
+
+sys.exit(main())

@@ -1,0 +1,90 @@
+"""The `mmcoref` command: which program is meant. Torch and Lightning take seconds to import and wait until one needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmcoref import __version__
+from mmcoref.errors import USER_ERROR_EXIT, UserError
+
+_TRAINER_PROGRAMS = {
+    "fit": "train a model on the train records",
+    "validate": "measure a model on the validation records",
+    "test": "measure a model on the test records and write the run's record",
+    "predict": "answer new records, with or without a solution",
+}
+_USAGE = f"""usage: mmcoref <program> [options]
+
+Fine-tune and test causal language models on multimodal dialogue coreference.
+
+programs:
+{"".join(f"  {name:<10}{text}" + chr(10) for name, text in _TRAINER_PROGRAMS.items())}\
+  sample    write generated dialogues in the published form
+
+`mmcoref <program> --help` lists the options of one. `mmcoref --version` prints the version.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one program and returns its exit code: 0, or 2 for a mistake of the user's, told in one message.
+
+    Args:
+        args: the command line after the program's name; by default the process's own.
+    """
+    argv = list(sys.argv[1:] if args is None else args)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0
+    if argv[0] == "--version":
+        print(f"mmcoref {__version__}")
+        return 0
+    _configure_logging()
+    try:
+        if argv[0] == "sample":
+            _sample(argv[1:])
+        elif argv[0] in _TRAINER_PROGRAMS:
+            from mmcoref.lightning_cli import run
+
+            run(argv)
+        else:
+            raise UserError(f"{argv[0]!r}: no such program; there are {', '.join([*_TRAINER_PROGRAMS, 'sample'])}.")
+    except UserError as error:
+        print(f"mmcoref: error: {error}", file=sys.stderr)
+        return USER_ERROR_EXIT
+    return 0
+
+
+def _sample(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="mmcoref sample", description="Write generated dialogues in the published form.")
+    parser.add_argument("--n", type=int, default=1726, help="records (default: %(default)s, as many as were published)")
+    parser.add_argument("--seed", type=int, default=0, help="of the generator (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    options = parser.parse_args(argv)
+    if options.n < 2:
+        raise UserError(f"--n: expected at least 2 records, got {options.n}.")
+    if options.out.exists():
+        raise UserError(f"{options.out}: exists already; name another file, or remove it.")
+    from mmcoref.data.record import dump_records
+    from mmcoref.data.sample import sample_records
+
+    try:
+        options.out.write_text(dump_records(sample_records(options.n, seed=options.seed)), "utf-8")
+    except OSError as error:
+        raise UserError(f"{options.out}: cannot be written: {error.strerror}.") from None
+    print(f"{options.n} records written to {options.out}")
+
+
+def _configure_logging() -> None:
+    """Our messages on standard error, from the first process only; of the others only errors."""
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("mmcoref")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if rank == "0" else logging.ERROR)

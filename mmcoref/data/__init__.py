@@ -1,0 +1,1 @@
+"""The text side: files, records, splits, prompts, tokens."""

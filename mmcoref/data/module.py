@@ -1,0 +1,217 @@
+"""MMCorefDataModule: files -> loaders. It wires the rooms of `mmcoref.data` together and has no logic of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from mmcoref.data.encode import Encoder, EvalBatch, Example, Overlength, PromptStyle, TrainBatch, eval_batch, longest_answer, train_batch
+from mmcoref.data.prompt import answer_text, prompt_text
+from mmcoref.data.record import DataFile, dump_records, read_records
+from mmcoref.data.sample import sample_records
+from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, global_seed
+from mmcoref.data.split import Split, split_records
+from mmcoref.data.tokenizer import TINY, TokenizerFiles, load_tokenizer, unpack_tokenizer
+
+SAMPLE = "sample"  # the word that stands for generated dialogues in place of a file
+SAMPLE_TEST = 346  # as many as the published test part
+
+
+class MMCorefDataModule(pl.LightningDataModule):
+    """Dialogue records as train, validation, test and predict batches.
+
+    Args:
+        path: the data file (a list of JSON strings, a list of objects, or JSON Lines), or `sample` for generated
+            dialogues.
+        tokenizer: the model's name; on the command line it follows `model.name`.
+        prompt: `base` for the published prompt, `chat` for the tokenizer's chat template around it.
+        val_size: train records held out for choosing a checkpoint, in whole clusters. 0: none; the curves of each
+            epoch are then measured on the test records, as the published report did, and nothing is chosen by them.
+        limit: only the first n records of each part; such a run is marked partial.
+        max_tokens: the most tokens that a prompt and its longest answer may have.
+        overlength: what becomes of a longer record: `raise`, `drop` it, or `trim` its middle utterances.
+        batch_size: rows of a training micro-batch on one process.
+        eval_batch_size: rows of an evaluation batch on one process.
+        num_workers: processes that collate batches; 0 is right, as collating takes microseconds.
+        sample_train: generated train records.
+        sample_seed: of the generator.
+    """
+
+    def __init__(
+        self,
+        path: str = "data/ai_response.json",
+        tokenizer: str = TINY,
+        prompt: PromptStyle = "base",
+        val_size: int = 0,
+        limit: int | None = None,
+        max_tokens: int = 512,
+        overlength: Overlength = "raise",
+        batch_size: int = 2,
+        eval_batch_size: int = 16,
+        num_workers: int = 0,
+        sample_train: int = 1380,
+        sample_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.file: DataFile | None = None
+        self.split = Split((), (), ())
+        self.train: list[Example] = []
+        self.val: list[Example] = []
+        self.test: list[Example] = []
+        self.unlabelled: list[Example] = []
+        self.dropped: list[int] = []
+        self.trimmed: list[int] = []
+        self._packed_tokenizer: TokenizerFiles | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._encoder: Encoder | None = None
+
+    def restore_tokenizer(self, files: TokenizerFiles) -> None:
+        """Uses a checkpoint's tokenizer instead of loading or training one."""
+        self._packed_tokenizer = files
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer; known after `setup`."""
+        if self._tokenizer is None:
+            raise RuntimeError("the tokenizer is known after setup()")
+        return self._tokenizer
+
+    @property
+    def encoder(self) -> Encoder:
+        """What turns records into ids; known after `setup`."""
+        if self._encoder is None:
+            raise RuntimeError("the encoder is known after setup()")
+        return self._encoder
+
+    @property
+    def partial(self) -> bool:
+        """Whether `limit` was set, so that results speak of part of the records only."""
+        return self.hparams["limit"] is not None
+
+    @property
+    def curve(self) -> list[Example]:
+        """What the curves of each epoch are measured on: the validation part, or the test part where there is none."""
+        return self.val or self.test
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest option of any record, stop token included."""
+        return max(map(longest_answer, (self.train, self.val, self.test, self.unlabelled)))
+
+    def setup(self, stage: str) -> None:
+        """Reads, splits and encodes; `predict` takes every record of the file, with or without a solution.
+
+        Raises:
+            UserError: what is wrong with the file, the settings or the tokenizer.
+        """
+        if stage == "predict":
+            if not self.unlabelled:
+                self.file, _ = self._read(require_solution=False)
+                self._prepare_encoder(())
+                self.unlabelled = self._encode(range(len(self.file.records))[: self.hparams["limit"]])
+            return
+        if self.file is None:
+            self.file, n_train = self._read(require_solution=True)
+            split = split_records(self.file.records, n_train=n_train, val_size=self.hparams["val_size"])
+            self.split = Split(*(part[: self.hparams["limit"]] for part in split))
+            self._prepare_encoder(self.split.train)
+            self.val = self._encode(self.split.val)
+            self.test = self._encode(self.split.test)
+        if stage == "fit" and not self.train:
+            self.train = self._encode(self.split.train)
+
+    def _read(self, *, require_solution: bool) -> tuple[DataFile, int | None]:
+        """The records, and how many of them are the train part where the published share does not decide that."""
+        settings = self.hparams
+        if settings["path"] != SAMPLE:
+            return read_records(settings["path"], require_solution=require_solution), None
+        test = sample_records(SAMPLE_TEST, seed=settings["sample_seed"], part="test")
+        train = sample_records(settings["sample_train"], seed=settings["sample_seed"]) if require_solution else ()
+        digest = hashlib.sha256(dump_records([*train, *test]).encode()).hexdigest()
+        return DataFile(SAMPLE, digest, (*train, *test)), len(train)
+
+    def _prepare_encoder(self, train: Sequence[int]) -> None:
+        settings = self.hparams
+        if self._packed_tokenizer is not None:
+            self._tokenizer = unpack_tokenizer(self._packed_tokenizer)
+        else:
+            self._tokenizer = load_tokenizer(settings["tokenizer"], self._texts(train))
+        self._encoder = Encoder(
+            self._tokenizer, style=settings["prompt"], max_tokens=settings["max_tokens"], overlength=settings["overlength"]
+        )
+
+    def _texts(self, indices: Sequence[int]) -> Iterator[str]:
+        assert self.file is not None
+        for index in indices:
+            record = self.file.records[index]
+            yield prompt_text(record) + answer_text(record.gold)
+
+    def _encode(self, indices: Sequence[int]) -> list[Example]:
+        assert self.file is not None
+        encoded = self.encoder.encode([(index, self.file.records[index]) for index in indices])
+        self.dropped += encoded.dropped
+        self.trimmed += encoded.trimmed
+        return encoded.examples
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Windows of one optimizer step each, resumable in their middle."""
+        sampler = TrainSampler(
+            [example.tokens for example in self.train],
+            [len(example.answer_ids) for example in self.train],
+            batch_size=self.hparams["batch_size"],
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
+            seed=global_seed(),
+            **self._replicas(),
+        )
+        return ResumableLoader(_Rows(self.train), sampler=sampler, collate_fn=self._train_batch, num_workers=self.hparams["num_workers"])
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation part, or the test part where none is held out."""
+        return self._eval_loader(self.curve)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test part."""
+        return self._eval_loader(self.test)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Every record of the file."""
+        return self._eval_loader(self.unlabelled)
+
+    def _eval_loader(self, examples: list[Example]) -> DataLoader[Any]:
+        return DataLoader(
+            _Rows(examples),
+            batch_size=self.hparams["eval_batch_size"],
+            sampler=EvalSampler(len(examples), **self._replicas()),
+            collate_fn=self._eval_batch,
+            num_workers=self.hparams["num_workers"],
+        )
+
+    def _replicas(self) -> dict[str, int]:
+        """How many processes see different data, and which of them this is: not always world size and rank."""
+        assert self.trainer is not None
+        return self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+
+    def _train_batch(self, rows: list[tuple[Example, Slot]]) -> TrainBatch:
+        return train_batch([(example, slot.valid) for example, slot in rows], rows[0][1].window_tokens, self.encoder.pad_id)
+
+    def _eval_batch(self, rows: list[tuple[Example, Slot]]) -> EvalBatch:
+        return eval_batch([(example, slot.valid) for example, slot in rows], self.encoder.pad_id)
+
+
+class _Rows(Dataset[tuple[Example, Slot]]):
+    """Examples, indexed by slots."""
+
+    def __init__(self, examples: list[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, slot: Slot) -> tuple[Example, Slot]:
+        return self.examples[slot.example], slot

@@ -1,0 +1,310 @@
+"""What the embedded sample data is made of: kinds of things, scenes that show them, and things people say.
+
+Templates are `str.format` strings. A slot's format specification is a pair of particles, of which the one that fits the
+slot's word is attached: `{thing:이/가}` (see `mmcoref.data.sample.Noun`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["object", "topic", "tool", "place"]
+
+# How "that one" is said in each role in front of a predicate, and how a question quotes it.
+DEMONSTRATIVES: Mapping[Role, tuple[tuple[str, str], ...]] = {
+    "object": (("저거", "저거"), ("저걸", "저걸"), ("저것을", "저것"), ("저거를", "저거")),
+    "topic": (("저거", "저거"), ("저건", "저건"), ("저거는", "저거"), ("저것은", "저것")),
+    "tool": (("저걸로", "저걸"), ("저거로", "저거"), ("저것으로", "저것")),
+    "place": (("저기에", "저기"), ("저기", "저기")),
+}
+# The same with a name, of the thing or of its kind: "저 음료를".
+NAME_PARTICLES: Mapping[Role, str] = {"object": "을/를", "topic": "은/는", "tool": "으로/로", "place": "에/에"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Things of which the same can be said, and what is said of no other kind.
+
+    Attributes:
+        word: what the whole kind is called, as in "저 음료".
+        nouns: its members; no noun belongs to two kinds.
+        says: by the demonstrative's role, the predicates that fit this kind alone.
+    """
+
+    word: str
+    nouns: tuple[str, ...]
+    says: Mapping[Role, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one photo can show.
+
+    Attributes:
+        settings: where it was taken.
+        kinds: keys of `KINDS` that may be seen there.
+    """
+
+    settings: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+def _nouns(text: str) -> tuple[str, ...]:
+    return tuple(noun.strip() for noun in text.split(","))
+
+
+KINDS: Mapping[str, Kind] = {
+    "drink": Kind(
+        "음료",
+        _nouns("아메리카노, 카페라테, 레모네이드, 녹차, 밀크티, 식혜, 수정과, 딸기주스, 핫초코, 사이다, 유자차, 콜드브루, 홍차, 미숫가루"),
+        {
+            "object": ("한 모금 마셔 보고 싶어", "시원하게 들이켜고 싶다", "지금 당장 마시고 싶네"),
+            "topic": ("마시면 갈증이 싹 풀리겠다", "한 모금만 마셔도 정신이 들겠어", "목 넘김이 부드럽겠다"),
+        },
+    ),
+    "food": Kind(
+        "음식",
+        _nouns("케이크, 마카롱, 크루아상, 피자, 파스타, 떡볶이, 김밥, 샌드위치, 샐러드, 팬케이크, 햄버거, 와플, 도넛, 만두, 초밥, 비빔밥"),
+        {
+            "object": ("한 입 먹어 보고 싶어", "배부를 때까지 먹고 싶다", "포크로 집어 먹고 싶네"),
+            "topic": ("한 입만 먹어도 행복하겠다", "씹는 맛이 좋겠어", "배고플 때 먹으면 최고겠다"),
+        },
+    ),
+    "cookware": Kind(
+        "냄비",
+        _nouns("뚝배기, 가마솥, 압력솥, 전골냄비, 무쇠솥, 양은 냄비, 법랑 냄비, 돌솥, 편수 냄비, 찜솥, 곰솥, 유리 냄비"),
+        {
+            "tool": ("찌개를 끓이면 좋겠다", "국을 끓여 보고 싶어", "밥을 지으면 구수하겠네"),
+            "topic": ("국물을 오래 끓이기 좋겠다", "찌개 끓일 때 딱이겠어"),
+        },
+    ),
+    "clothes": Kind(
+        "옷",
+        _nouns("코트, 원피스, 청바지, 스웨터, 셔츠, 재킷, 패딩, 카디건, 블라우스, 치마, 한복, 후드티, 정장, 조끼, 반바지"),
+        {
+            "object": ("한번 입어 보고 싶어", "입고 외출하고 싶다", "입으면 몸에 잘 맞을까"),
+            "topic": ("입으면 몸매가 살겠다", "소매 길이가 딱 좋겠어", "매일 입어도 편하겠네"),
+        },
+    ),
+    "shoes": Kind(
+        "신발",
+        _nouns("운동화, 구두, 부츠, 샌들, 슬리퍼, 하이힐, 로퍼, 등산화, 장화, 스니커즈, 단화, 털신, 워커, 고무신"),
+        {
+            "object": ("한번 신어 보고 싶어", "신고 뛰어 보고 싶다", "신으면 발이 편할까"),
+            "topic": ("신으면 발이 편하겠다", "굽이 적당해서 좋겠어", "오래 신어도 발이 안 아프겠네"),
+        },
+    ),
+    "hat": Kind(
+        "모자",
+        _nouns("야구 모자, 밀짚모자, 베레모, 중절모, 비니, 털모자, 벙거지, 챙모자, 페도라, 빵모자, 카우보이모자, 군밤모자"),
+        {
+            "object": ("머리에 써 보고 싶어", "머리에 푹 눌러쓰고 싶다"),
+            "topic": ("쓰면 머리가 작아 보이겠다", "챙이 있어서 얼굴이 안 타겠어", "머리 안 감은 날 쓰면 좋겠네"),
+        },
+    ),
+    "scarf": Kind(
+        "목도리",
+        _nouns("스카프, 머플러, 숄, 넥워머, 털목도리, 체크 머플러, 실크 스카프, 손뜨개 목도리, 쁘띠 스카프, 양털 숄, 니트 머플러, 모직 숄"),
+        {
+            "object": ("목에 둘러 보고 싶어", "목에 칭칭 감고 싶다", "두르면 목이 따뜻할까"),
+            "topic": ("두르면 목이 따뜻하겠다", "목에 감으면 포근하겠어"),
+        },
+    ),
+    "watch": Kind(
+        "손목 장식",
+        _nouns("손목시계, 은팔찌, 가죽 팔찌, 매듭 팔찌, 구슬 팔찌, 금팔찌, 전자시계, 커플 팔찌, 메탈 시계, 진주 팔찌, 태엽 시계, 옥팔찌"),
+        {
+            "object": ("손목에 차 보고 싶어", "차고 다니면 손목이 예쁠까", "손목에 하나 차고 싶다"),
+            "topic": ("차면 손목이 가늘어 보이겠다", "손목에 차면 반짝이겠어"),
+        },
+    ),
+    "bag": Kind(
+        "가방",
+        _nouns("배낭, 숄더백, 크로스백, 에코백, 백팩, 메신저백, 토트백, 더플백, 책가방, 보스턴백, 슬링백, 천 가방, 가죽 가방"),
+        {
+            "object": ("어깨에 메 보고 싶어", "메고 학교에 가고 싶다", "메면 어깨가 안 아플까"),
+            "topic": ("메면 어깨가 가볍겠다", "짐이 많이 들어가겠어", "주머니가 많아서 짐 넣기 좋겠네"),
+        },
+    ),
+    "cosmetics": Kind(
+        "화장품",
+        _nouns("립스틱, 립밤, 핸드크림, 선크림, 매니큐어, 수분크림, 파운데이션, 틴트, 블러셔, 보디로션, 마스카라, 아이섀도"),
+        {
+            "object": ("살짝 발라 보고 싶어", "얇게 펴 바르고 싶다", "바르면 나한테 어울릴까"),
+            "topic": ("바르면 생기가 돌겠다", "조금만 발라도 촉촉하겠어", "외출 전에 바르면 좋겠네"),
+        },
+    ),
+    "seat": Kind(
+        "의자",
+        _nouns("소파, 흔들의자, 안락의자, 벤치, 스툴, 빈백, 접이식 의자, 나무 의자, 그네 의자, 방석, 캠핑 의자, 등나무 의자"),
+        {
+            "place": ("앉아서 쉬고 싶어", "잠깐 앉아 보고 싶다", "앉으면 허리가 편하겠네"),
+            "topic": ("앉으면 정말 푹신하겠다", "오래 앉아 있어도 허리가 안 아프겠어"),
+        },
+    ),
+    "bedding": Kind(
+        "이불",
+        _nouns("담요, 솜이불, 거위털 이불, 무릎 담요, 모시 이불, 누비이불, 수면 담요, 전기담요, 홑이불, 여름 이불, 극세사 이불, 아기 이불"),
+        {
+            "object": ("덮고 자고 싶어", "덮고 낮잠 자고 싶다", "덮으면 잠이 잘 올까"),
+            "topic": ("덮으면 잠이 솔솔 오겠다", "덮고 자면 따뜻하겠어"),
+        },
+    ),
+    "light": Kind(
+        "조명",
+        _nouns("스탠드, 무드등, 샹들리에, 랜턴, 전구, 벽등, 취침등, 알전구, 펜던트등, 네온사인, 장스탠드, 호롱불, 종이 등"),
+        {
+            "object": ("밤새 켜 두고 싶어", "은은하게 켜 놓고 싶다", "켜면 방이 환해질까"),
+            "topic": ("켜면 방 안이 환해지겠다", "불빛이 은은해서 좋겠어", "어두울 때 켜면 좋겠네"),
+        },
+    ),
+    "art": Kind(
+        "그림",
+        _nouns("유화, 수채화, 풍경화, 초상화, 판화, 포스터, 수묵화, 민화, 정물화, 추상화, 자화상, 크로키, 인물화"),
+        {
+            "object": ("벽에 걸어 두고 싶어", "액자에 끼워 걸고 싶다", "벽에 걸면 집이 달라 보일까"),
+            "topic": ("벽에 걸면 분위기가 살겠다", "화가의 붓질이 느껴져", "액자에 넣어 걸면 멋지겠네"),
+        },
+    ),
+    "plant": Kind(
+        "식물",
+        _nouns("선인장, 몬스테라, 장미, 튤립, 수국, 해바라기, 난초, 라벤더, 다육이, 동백나무, 고무나무, 국화, 제라늄, 로즈메리"),
+        {
+            "object": ("마당에 심어 보고 싶어", "물을 주면서 가꾸고 싶다", "심으면 잘 자랄까"),
+            "topic": ("물만 줘도 쑥쑥 자라겠다", "볕이 들면 새잎이 나겠어", "마당에 심으면 잘 자라겠네"),
+        },
+    ),
+    "book": Kind(
+        "책",
+        _nouns("소설책, 시집, 만화책, 그림책, 동화책, 잡지, 에세이, 추리 소설, 자서전, 역사책, 위인전, 산문집, 백과사전"),
+        {
+            "object": ("밤새 읽어 보고 싶어", "처음부터 끝까지 읽고 싶다", "빌려서 읽고 싶네"),
+            "topic": ("읽으면 생각이 깊어지겠다", "첫 장부터 술술 읽히겠어", "자기 전에 읽기 좋겠네"),
+        },
+    ),
+    "pen": Kind(
+        "필기구",
+        _nouns("만년필, 연필, 볼펜, 붓펜, 색연필, 사인펜, 형광펜, 샤프, 깃펜, 젤 펜, 제도 펜, 유리 펜"),
+        {
+            "tool": ("편지를 써 보고 싶어", "일기를 적고 싶다", "글씨를 쓰면 술술 써지겠네"),
+            "topic": ("글씨가 또박또박 써지겠다", "손에 쥐고 메모하기 좋겠어"),
+        },
+    ),
+    "instrument": Kind(
+        "악기",
+        _nouns("기타, 피아노, 바이올린, 첼로, 플루트, 하모니카, 우쿨렐레, 가야금, 해금, 트럼펫, 색소폰, 클라리넷, 오카리나, 아코디언"),
+        {
+            "object": ("연주해 보고 싶어", "배워서 연주하고 싶다"),
+            "topic": ("소리가 참 맑겠다", "연주하면 음색이 곱겠어"),
+            "tool": ("한 곡 연주하고 싶네", "좋아하는 노래를 연주해 줘"),
+        },
+    ),
+    "toy": Kind(
+        "장난감",
+        _nouns(
+            "블록, 퍼즐, 프라모델, 모형 비행기, 종이 모형, 모형 기차, 모형 범선, 나노 블록, 입체 퍼즐, 미니어처, 조립 로봇, 모형 자동차"
+        ),
+        {
+            "object": ("직접 조립해 보고 싶어", "처음부터 조립하고 싶다", "조립하면 며칠이나 걸릴까"),
+            "topic": ("조각이 많아서 맞추기 어렵겠다", "조립하는 재미가 있겠어", "설명서를 보고 조립하면 되겠네"),
+        },
+    ),
+    "ball": Kind(
+        "공",
+        _nouns("축구공, 농구공, 배구공, 야구공, 테니스공, 럭비공, 피구공, 핸드볼공, 비치볼, 소프트볼, 고무공, 탱탱볼"),
+        {
+            "object": ("힘껏 던져 보고 싶어", "주고받으며 놀고 싶다", "던지면 멀리 날아갈까"),
+            "topic": ("던지면 잘 튀겠다", "통통 튀어서 재미있겠어"),
+            "tool": ("운동장에서 시합하고 싶네",),
+        },
+    ),
+    "camera": Kind(
+        "카메라",
+        _nouns(
+            "필름 카메라, 즉석카메라, 디지털카메라, 캠코더, 폴라로이드, 액션캠, 일회용 카메라, 수중 카메라, 미러리스, 드론, 웹캠, 방송 카메라"
+        ),
+        {
+            "tool": ("영상을 찍어 보고 싶어", "우리 가족을 찍고 싶다", "찍으면 화질이 좋겠네"),
+            "topic": ("초점이 잘 맞겠다", "렌즈가 좋아서 잘 찍히겠어"),
+        },
+    ),
+    "vehicle": Kind(
+        "탈것",
+        _nouns("자전거, 킥보드, 스쿠터, 오토바이, 요트, 유람선, 케이블카, 열기구, 기차, 카약, 캠핑카, 버스, 나룻배, 오픈카"),
+        {
+            "object": ("한번 타 보고 싶어", "타고 멀리 떠나고 싶다", "타면 멀미가 날까"),
+            "topic": ("타면 바람이 시원하겠다", "타고 달리면 신나겠어", "둘이 타기에 좋겠네"),
+        },
+    ),
+    "place": Kind(
+        "곳",
+        _nouns("해변, 숲길, 호숫가, 둘레길, 갈대밭, 벚꽃길, 돌담길, 등산로, 골목길, 바닷가, 강변, 억새밭, 오솔길"),
+        {
+            "place": ("직접 가서 걸어 보고 싶어", "산책하러 가고 싶다", "가서 천천히 걷고 싶네"),
+            "topic": ("산책하기 좋겠다", "걷다 보면 마음이 편해지겠어"),
+        },
+    ),
+}
+
+SCENES: tuple[Scene, ...] = (
+    Scene(("동네 카페", "루프톱 카페", "호텔 라운지", "집들이 식탁"), ("drink", "food", "light", "seat", "book")),
+    Scene(("시골집 부엌", "요리 교실", "새 주방", "캠핑장 식탁"), ("cookware", "food", "drink", "plant")),
+    Scene(("옷방", "백화점 매장", "빈티지 가게", "벼룩시장"), ("clothes", "shoes", "hat", "scarf", "watch", "bag", "cosmetics")),
+    Scene(("결혼식 대기실", "화장대 앞", "여행 짐", "생일 선물"), ("clothes", "watch", "cosmetics", "scarf", "bag", "shoes")),
+    Scene(("거실", "침실", "원룸", "다락방"), ("seat", "bedding", "light", "art", "plant", "book")),
+    Scene(("공방", "작업실", "문화 센터", "동아리방"), ("instrument", "toy", "pen", "art", "book", "camera")),
+    Scene(("체육 대회", "주말 공원", "학교 운동장", "가족 소풍"), ("ball", "shoes", "hat", "vehicle", "camera", "drink")),
+    Scene(("제주도 여행", "강원도 여행", "항구 마을", "섬 여행"), ("place", "vehicle", "hat", "camera", "food")),
+    Scene(("캠핑장", "한옥 마당", "수목원", "별장"), ("place", "seat", "bedding", "light", "plant", "ball")),
+    Scene(("책상 위", "문구점", "아이 방", "수집품 선반"), ("pen", "toy", "book", "watch", "instrument", "ball")),
+)
+
+CAPTIONS = (
+    "{setting}에서 찍은 {first:과/와} {second}",
+    "{setting} 사진 ({first}, {second})",
+    "{first:과/와} {second:이/가} 함께 나온 {setting}",
+    "{setting} 한쪽의 {first:과/와} {second}",
+)
+
+# The first utterance, by A; then B's answer, which posts the second photo.
+POSTS = (
+    "{setting}에서 찍은 사진 보여 줄게!",
+    "이번에 {setting}에서 한 장 찍었어.",
+    "{setting} 사진 하나 올릴게.",
+    "드디어 {setting} 사진을 정리했어!",
+)
+REPLIES = (
+    "멋지다! 나는 {setting} 사진을 올릴게.",
+    "부럽다. 나도 {setting}에서 찍은 게 있어.",
+    "오, 좋네! 이건 내 {setting} 사진이야.",
+    "그렇구나. 나도 {setting} 사진 보낼게!",
+)
+
+# What is said of anything at all, so that it tells nothing of the answer. `whose` is 내 or 네.
+REMARKS = (
+    "{thing:이/가} 제일 먼저 눈에 들어온다.",
+    "{whose} 사진에서는 {thing:이/가} 눈에 띄네.",
+    "{whose} 사진 속 {thing:은/는} 볼수록 마음에 들어.",
+    "{thing:을/를} 보니까 기분이 좋아진다.",
+    "{thing} 나온 부분이 참 예뻐.",
+    "{whose} 사진은 {thing} 덕분에 더 멋지다.",
+    "{thing:은/는} 나도 좋아해.",
+    "{thing:이/가} 그렇게 좋다고 하더라.",
+    "{thing} 이야기는 친구한테도 들었어.",
+    "거기 {thing:이/가} 있는 줄은 몰랐네!",
+    "{thing:과/와} 잘 어울리는 배경이네.",
+)
+SMALL_TALK = (
+    "사진을 참 잘 찍었다.",
+    "요즘 날씨가 좋아서 다행이야.",
+    "다음에는 같이 가자!",
+    "거기 사람은 안 많았어?",
+    "나도 주말에 시간이 나면 좋겠다.",
+    "자세히 좀 보여 줘.",
+)
+_ANY = ("", "", "그러게. ", "맞아, ", "아, ", "그런데 ", "고마워! ", "솔직히 ")
+_WISH = (*_ANY, "나는 ", "응, 나도 ")
+OPENINGS: Mapping[Role, tuple[str, ...]] = {"object": _WISH, "topic": _ANY, "tool": _WISH, "place": _WISH}
+ENDINGS = (".", "!", "…")

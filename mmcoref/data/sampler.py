@@ -1,0 +1,149 @@
+"""Which records a process sees, in which order, and how a run that was interrupted finds its place again.
+
+Lightning's own samplers repeat records so that all processes get the same number, and shard a custom sampler a
+second time; a resumed run starts its loader over. These subclass `DistributedSampler`, which Lightning leaves alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from mmcoref.errors import UserError
+
+
+def global_seed() -> int:
+    """What `seed_everything` was given, for whatever must not depend on how much of a random stream was used before."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+class Slot(NamedTuple):
+    """One row of a batch: which example, whether it counts, and the answer tokens of its optimizer step (0 in evaluation)."""
+
+    example: int
+    valid: bool
+    window_tokens: int = 0
+
+
+class TrainSampler(DistributedSampler[int]):
+    """Every example once an epoch, in windows of one optimizer step each.
+
+    An epoch's order depends on seed and epoch alone. It is cut into windows of `batch_size * accumulate *
+    num_replicas` examples; the last window is smaller. Inside a window the examples are sorted by length and dealt
+    out so that all processes have equally many micro-batches of like length; rows left over in the last window carry
+    no labels. The number of answer tokens in the window travels with every row: the loss is divided by it, which
+    makes the gradient the mean over all answer tokens of the step, however they are split.
+
+    Args:
+        lengths: tokens of each example.
+        targets: answer tokens of each example.
+        batch_size: rows of a micro-batch.
+        accumulate: micro-batches of an optimizer step on one process.
+        num_replicas: processes that see different data.
+        rank: this process among them.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], targets: Sequence[int], *, batch_size: int, accumulate: int, num_replicas: int, rank: int, seed: int
+    ) -> None:
+        super().__init__(range(len(lengths)), num_replicas, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]  # it asks for len() only
+        self.lengths = lengths
+        self.targets = targets
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.start_batch = 0
+
+    @property
+    def window(self) -> int:
+        """Examples of one optimizer step."""
+        return self.batch_size * self.accumulate * self.num_replicas
+
+    def __len__(self) -> int:
+        """Rows that one process sees in an epoch, a multiple of `batch_size`."""
+        full, rest = divmod(len(self.lengths), self.window)
+        step = self.batch_size * self.num_replicas
+        return (full * self.accumulate + -(-rest // step)) * self.batch_size
+
+    def __iter__(self) -> Iterator[Slot]:  # type: ignore[override]  # the rows of a batch are slots, not bare indices
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
+        first, self.start_batch = self.start_batch * self.batch_size, 0
+        slots = (slot for start in range(0, len(order), self.window) for slot in self._deal(order[start : start + self.window]))
+        for position, slot in enumerate(slots):
+            if position >= first:
+                yield slot
+
+    def _deal(self, window: list[int]) -> Iterator[Slot]:
+        """This process's rows of one window, micro-batch by micro-batch."""
+        tokens = sum(self.targets[i] for i in window)
+        ranked = sorted(window, key=lambda i: (-self.lengths[i], i))
+        step = self.batch_size * self.num_replicas
+        for start in range(0, len(ranked), step):
+            mine = ranked[start : start + step][self.rank :: self.num_replicas]
+            yield from (Slot(i, True, tokens) for i in mine)
+            yield from [Slot(ranked[-1], False, tokens)] * (self.batch_size - len(mine))
+
+
+class EvalSampler(DistributedSampler[int]):
+    """Every example exactly once over all processes; the same number of rows on each, the surplus marked not valid.
+
+    Equal numbers matter where each forward pass is a collective; the marks keep the counts exact.
+    """
+
+    def __init__(self, n: int, *, num_replicas: int, rank: int) -> None:
+        super().__init__(range(n), num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Slot]:  # type: ignore[override]
+        mine = [Slot(i, True) for i in range(self.rank, len(self.dataset), self.num_replicas)]  # type: ignore[arg-type]
+        yield from mine
+        yield from [Slot(0, False)] * (self.num_samples - len(mine))
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader over a `TrainSampler` that goes on where a checkpoint left it. Lightning saves and restores its state."""
+
+    def __init__(self, dataset: Any, *, sampler: TrainSampler, collate_fn: Callable[[list[Any]], Any], num_workers: int = 0) -> None:
+        super().__init__(dataset, batch_size=sampler.batch_size, sampler=sampler, collate_fn=collate_fn, num_workers=num_workers)
+        self._order = sampler
+        self._done = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._done = self._order.start_batch
+        for batch in super().__iter__():
+            self._done += 1
+            yield batch
+
+    def _identity(self) -> dict[str, int]:
+        """What must be equal for "the first k batches" to mean the same records."""
+        order = self._order
+        return {
+            "records": len(order.lengths),
+            "processes": order.num_replicas,
+            "batch_size": order.batch_size,
+            "accumulate": order.accumulate,
+            "seed": order.seed,
+        }
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of the current epoch that were handed out, and what they were cut from."""
+        return {"batches": self._done % len(self), **self._identity()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on behind the batches that were handed out.
+
+        Raises:
+            UserError: mid-epoch, with another number of processes, batch size, accumulation, seed or records than the
+                checkpoint's: its place in the epoch would mean other records.
+        """
+        different = [f"{key} {state[key]} -> {value}" for key, value in self._identity().items() if state.get(key) != value]
+        if different and state["batches"]:
+            raise UserError(
+                "the checkpoint stands in the middle of an epoch and its place depends on settings that now differ "
+                f"({', '.join(different)}): resume with the same ones, or from a checkpoint at the end of an epoch."
+            )
+        self._order.start_batch = state["batches"]

@@ -1,0 +1,114 @@
+"""Model name -> tokenizer: from the hub, from a folder, or trained on the train records for `tiny`."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mmcoref.errors import UserError
+
+TINY = "tiny"
+TINY_VOCABULARY = 4096
+_TINY_BOS, _TINY_EOS, _TINY_PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
+
+# Tokens that a vocabulary keeps free for uses like padding. Llama 3.1 and later have the first, Llama 3 the second.
+_RESERVED = re.compile(r"<\|finetune_right_pad_id\|>|<\|reserved_special_token_\d+\|>|<unused\d+>")
+
+TokenizerFiles = dict[str, str]
+
+
+def load_tokenizer(name: str, train_texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        name: a hub name, a folder, or `tiny`.
+        train_texts: what the tokenizer of `tiny` is trained on; not read for any other name.
+
+    Raises:
+        UserError: the folder or hub repository has no tokenizer that can be loaded.
+    """
+    if name == TINY:
+        return train_tokenizer(train_texts)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model.name {name!r}: its tokenizer cannot be loaded: {first_line(error)}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.name {name!r}: expected a tokenizer with an end-of-text token, which answers are trained to stop with; it has none."
+        )
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = TINY_VOCABULARY) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer whose tokens are mostly whole words; `decode` gives back any text unchanged."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[_TINY_PAD, _TINY_BOS, _TINY_EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_TINY_BOS} $A", special_tokens=[(_TINY_BOS, tokenizer.token_to_id(_TINY_BOS))]
+    )
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        bos_token=_TINY_BOS,
+        eos_token=_TINY_EOS,
+        pad_token=_TINY_PAD,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills batches: the pad token, else a reserved token, else the end-of-text token.
+
+    No token is ever added: the embedding keeps its shape, and masks, never ids, decide what is attended to and
+    trained, so that any id can fill.
+    """
+    pad: Any = tokenizer.pad_token_id
+    if pad is not None:
+        return int(pad)
+    reserved = sorted(token for token in tokenizer.get_added_vocab() if _RESERVED.fullmatch(token))
+    filler: Any = tokenizer.convert_tokens_to_ids(reserved[0]) if reserved else tokenizer.eos_token_id
+    return int(filler)
+
+
+def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> TokenizerFiles:
+    """The tokenizer's files, file name -> text, for a checkpoint that stands alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {str(file.relative_to(folder)): file.read_text("utf-8") for file in sorted(Path(folder).rglob("*")) if file.is_file()}
+
+
+def unpack_tokenizer(files: TokenizerFiles) -> PreTrainedTokenizerBase:
+    """The tokenizer that `pack_tokenizer` packed."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            path = Path(folder, name)
+            if not path.resolve().is_relative_to(Path(folder).resolve()):
+                raise UserError(f"the checkpoint's tokenizer has a file outside its folder: {name!r}; it is not one of ours.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line: library errors go on for a page."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,12 @@
+"""The one exception whose text is meant for the user.
+
+Everything a user can get wrong (a file, a flag, a machine too small) is raised as `UserError` with one
+sentence that says what, where, what was expected and the way out. `mmcoref.cli.main` prints it without a
+traceback and exits with `USER_ERROR_EXIT`. Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+USER_ERROR_EXIT = 2
+
+
+class UserError(Exception):
+    """A mistake the user can mend; `str(error)` is the whole message."""

@@ -1,0 +1,1 @@
+"""The number side: output text -> option -> metrics, floors, intervals. Knows the data, no model."""

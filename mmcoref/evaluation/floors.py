@@ -1,0 +1,101 @@
+"""What no model at all scores: accuracies must be read against these rules, not against 0.25."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mmcoref.data.record import LETTERS, Option, Record
+from mmcoref.evaluation.answer import same_photo
+
+# "마지막 A의 발화에서 '저거'는 A와 B 중 …": the speaker named in the question, who is not always the last to speak.
+_NAMED_SPEAKER = re.compile(r"([AB])의 발화")
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One rule's right answers.
+
+    Attributes:
+        name: the rule.
+        object: how many of the `n` records it names the gold option of; None where it names no option.
+        photo: how many of the `n` records it names the gold option's owner of.
+        n: test records.
+    """
+
+    name: str
+    object: int | None
+    photo: int
+    n: int
+
+
+def floors(train: Sequence[Record], test: Sequence[Record]) -> list[Floor]:
+    """The four rules on `test`: the majority letter of `train`, two readings of "mentioned last", and the other speaker.
+
+    Args:
+        train: records with solutions; only their gold letters are used (on a tie the earlier letter is the majority).
+        test: records with solutions.
+
+    Raises:
+        ValueError: `train` or `test` is empty, or a record has no solution.
+    """
+    if not train or not test:
+        raise ValueError(f"expected train and test records, got {len(train)} and {len(test)}")
+    letters = Counter(record.gold.letter for record in train)
+    majority = min(letters, key=lambda letter: (-letters[letter], letter))
+    return [
+        _option_floor(f"always {majority}", lambda record: record.options[LETTERS.index(majority)], test),
+        _option_floor("mentioned last, whole noun", lambda record: _mentioned_last(record, _noun), test),
+        _option_floor("mentioned last, last word", lambda record: _mentioned_last(record, _last_word), test),
+        Floor("photo of the speaker not named", None, sum(map(_other_speaker_is_right, test)), len(test)),
+    ]
+
+
+def best_object(found: Sequence[Floor]) -> Floor:
+    """The floor that an object accuracy is read against; the first of equals.
+
+    Raises:
+        ValueError: no floor names objects.
+    """
+    return max((floor for floor in found if floor.object is not None), key=lambda floor: floor.object or 0)
+
+
+def best_photo(found: Sequence[Floor]) -> Floor:
+    """The floor that a photo accuracy is read against; the first of equals.
+
+    Raises:
+        ValueError: no floors.
+    """
+    return max(found, key=lambda floor: floor.photo)
+
+
+def _option_floor(name: str, answer: Callable[[Record], Option], test: Sequence[Record]) -> Floor:
+    answered = [(answer(record), record.gold) for record in test]
+    return Floor(
+        name=name,
+        object=sum(option == gold for option, gold in answered),
+        photo=sum(same_photo(option, gold) for option, gold in answered),
+        n=len(test),
+    )
+
+
+def _mentioned_last(record: Record, word: Callable[[Option], str]) -> Option:
+    """The option whose word begins last in the utterances (captions do not count); the first option on a tie."""
+    dialogue = "\n".join(record.conversation)
+    return max(record.options, key=lambda option: dialogue.rfind(word(option)))
+
+
+def _noun(option: Option) -> str:
+    """What follows "사진 속"; the whole text where nothing does."""
+    return option.body.partition("사진 속")[2].strip() or option.body
+
+
+def _last_word(option: Option) -> str:
+    return _noun(option).split()[-1]
+
+
+def _other_speaker_is_right(record: Record) -> bool:
+    named = _NAMED_SPEAKER.search(record.problem)
+    return named is not None and record.gold.owner is not None and record.gold.owner != named[1]

@@ -1,0 +1,295 @@
+"""LightningCLI over our module and datamodule, and what it has to be told differently."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
+
+from mmcoref.data.module import MMCorefDataModule
+from mmcoref.data.tokenizer import TINY
+from mmcoref.errors import UserError
+from mmcoref.model.module import MMCorefModule
+from mmcoref.run import preflight
+from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
+from mmcoref.run.record import RunRecord
+
+log = logging.getLogger(__name__)
+
+LOGS = "lightning_logs"
+_TRAINER_DEFAULTS = {
+    "max_epochs": 30,  # as published
+    "gradient_clip_val": 1.0,  # as published
+    "num_sanity_val_steps": 0,  # it would generate for a few records and log their scores as a curve's first point
+    "enable_model_summary": False,  # the first log line says what matters
+    "log_every_n_steps": 1,  # an optimizer step takes seconds; a curve of every fiftieth shows nothing
+}
+_FLOAT16 = ("16-mixed", "16", 16)
+
+
+class MMCorefCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict`.
+
+    Different from stock Lightning: a checkpoint's settings are read back with the lowest priority, so that the command
+    line wins, out loud (stock lets the checkpoint win, silently, and forgets the data's); `last` finds the newest run's
+    checkpoint; 16-mixed is float16 with loss scaling on the CPU too; what the machine lacks is said first.
+    """
+
+    stored: Stored | None = None
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            MMCorefModule,
+            MMCorefDataModule,
+            args=list(args),
+            seed_everything_default=42,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            save_config_kwargs={"overwrite": True},  # a resumed run goes on in its folder
+            auto_configure_optimizers=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The trainer's methods and which of their arguments are not options."""
+        # weights_only: checkpoints are always read without unpickling code.
+        return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds `--checkpoint.*` and lets the tokenizer follow the model."""
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
+        parser.link_arguments("model.name", "data.tokenizer")
+
+    # ------------------------------------------------------------------ settings
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; with a checkpoint once more, over the checkpoint's settings."""
+        self._parse(parser, args)
+        stage = self.config.subcommand
+        asked = self.config[stage].ckpt_path
+        if asked is None:
+            return
+        path = self._resolve(stage, asked)
+        if path is None:
+            self.config[stage].ckpt_path = None
+            return
+        self.stored = read_stored(path)
+        settings = self._inherited(self.stored, stage)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump(settings, file)
+            file.flush()
+            at = args.index(stage) + 1
+            self._parse(parser, [*args[:at], "--config", file.name, *args[at:]])
+        self.config[stage].ckpt_path = str(path)
+        self._say_differences(settings, self._plain(stage))
+
+    def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: stock LightningCLI reads the whole file on every process here, and lets it win over the command line."""
+
+    def _resolve(self, stage: str, asked: str) -> Path | None:
+        if asked not in ("last", "best"):
+            return Path(asked)
+        root = self._logs_root(stage)
+        found = find_last(root, best=asked == "best")
+        if found is not None:
+            log.info("checkpoint: %s", found)
+        elif stage == "fit" and asked == "last":
+            log.info("no checkpoint under %s: the training starts from the beginning", root)
+        else:
+            raise UserError(f"--ckpt_path {asked}: no whole checkpoint under {root}; train first (mmcoref fit), or name a file.")
+        return found
+
+    def _logs_root(self, stage: str) -> Path:
+        trainer = self.config[stage].trainer
+        logger = trainer.logger
+        if isinstance(logger, bool) or logger is None or "init_args" not in logger:
+            return Path(trainer.default_root_dir or ".", LOGS)
+        return Path(logger.init_args.save_dir, logger.init_args.get("name") or "")
+
+    @staticmethod
+    def _inherited(stored: Stored, stage: str) -> dict[str, Any]:
+        """Settings that a stage takes over: all of them to go on training, else what decides what is measured."""
+        config = stored.config
+        if stage == "fit":
+            return {key: value for key, value in config.items() if key != "ckpt_path"}
+        trainer = {"precision": config["trainer"]["precision"]} if "trainer" in config else {}
+        return {key: config[key] for key in ("seed_everything", "model", "data") if key in config} | {"trainer": trainer}
+
+    def _say_differences(self, stored: dict[str, Any], now: dict[str, Any]) -> None:
+        new = dict(_flat(now))
+        for key, old in _flat(stored):
+            if new.get(key, old) == old:
+                continue
+            if key == "model.name":
+                raise UserError(
+                    f"--model.name {new[key]}: the checkpoint holds {old}, its shape and its tokenizer; leave --model.name out."
+                )
+            log.info("%s: %s (given now) instead of %s (checkpoint)", key, new[key], old)
+
+    def _plain(self, stage: str) -> dict[str, Any]:
+        """The stage's settings as plain values, without what follows from others."""
+        text = self._subcommand_parsers[stage].dump(self.config[stage], skip_none=False, format="yaml")
+        plain: dict[str, Any] = yaml.safe_load(text)
+        plain.pop("config", None)
+        return plain
+
+    # ------------------------------------------------------------------ before a run
+
+    def before_instantiate_classes(self) -> None:
+        """Says what this machine lacks, before anything is downloaded or allocated."""
+        if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
+            return  # the first process has checked
+        assert self.subcommand is not None
+        settings = self._plain(self.subcommand)
+        trainer, model, training = settings["trainer"], settings["model"]["name"], self.subcommand == "fit"
+        preflight.check_devices(trainer, settings["data"]["batch_size"])
+        if model == TINY or self.stored is not None:
+            return
+        parameters = preflight.parameter_count(preflight.check_model(model))
+        if trainer["strategy"] in ("auto", "ddp") and trainer["accelerator"] != "cpu":
+            preflight.check_memory(parameters, training=training)
+        preflight.check_disk(self._logs_root(self.subcommand), parameters, training=training, model=model)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer with our logger, checkpoints, record and float16."""
+        assert self.subcommand is not None
+        settings = self._plain(self.subcommand)
+        trainer = self._get(self.config_init, "trainer")
+        plugins = trainer.get("plugins") or []
+        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if trainer["precision"] in _FLOAT16 and _on_cpu(trainer["accelerator"]):
+            kwargs["precision"] = None
+            plugins.append(MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+        kwargs["plugins"] = plugins
+        callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored)]
+        if settings["data"]["val_size"] and self.subcommand == "fit":
+            callbacks.append(ModelCheckpoint(monitor="val/object_accuracy", mode="max", filename="best", enable_version_counter=False))
+        kwargs["callbacks"] = callbacks
+        if trainer["logger"] is None or trainer["logger"] is True:
+            kwargs["logger"] = self._logger(trainer["default_root_dir"] or ".")
+        if self.stored is not None:
+            self.stored.restore(self.model, self.datamodule)
+        return super().instantiate_trainer(**kwargs)
+
+    def _logger(self, root: str) -> TensorBoardLogger:
+        """The run's TensorBoard folder: a new one, or, to go on training, the one that the checkpoint lies in."""
+        folder = self.stored.run_folder if self.stored is not None and self.subcommand == "fit" else None
+        if folder is None:
+            return TensorBoardLogger(root, LOGS, default_hp_metric=False)
+        assert self.stored is not None
+        return TensorBoardLogger(
+            folder.parent.parent, folder.parent.name, version=folder.name, default_hp_metric=False, purge_step=self.stored.step + 1
+        )
+
+    def before_fit(self) -> None:
+        """The first log line: records, split, tokens, effective batch, steps; and what should not be overlooked."""
+        data, trainer = self.datamodule, self.trainer
+        data.setup("fit")
+        lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in data.train]
+        window = data.hparams["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size
+        per_epoch = -(-len(lengths) // window)
+        epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+        steps = min(n for n in (per_epoch * epochs, trainer.max_steps) if n >= 0)
+        sizes = "/".join(str(len(part)) for part in data.split if part)
+        log.info(
+            "%d records, %s %s; tokens mean %.0f, longest %d; %d records an optimizer step; %d steps (%d epochs of %d)",
+            len(data.file.records), "train/val/test" if data.split.val else "train/test", sizes,
+            sum(lengths) / len(lengths), max(lengths), window, steps, epochs, per_epoch,
+        )  # fmt: skip
+        self._say_dropped()
+        if data.partial:
+            log.warning("data.limit %d: a partial run, its scores are not comparable", data.hparams["limit"])
+        if not data.split.val:
+            log.warning(
+                "data.val_size is 0: the curves (test_curve/…) are measured on the test records, as the published report did; "
+                "no checkpoint is chosen by them"
+            )
+        warmup = self.model.hparams["warmup_steps"]
+        if steps <= warmup:
+            log.warning(
+                "the run ends after %d optimizer steps, within its %d warm-up steps: the learning rate reaches %.0f %% of model.lr, never "
+                "decays; lower --model.warmup_steps", steps, warmup, 100 * steps / warmup,
+            )  # fmt: skip
+
+    def before_test(self) -> None:
+        """Reads the data, so that a mistake in it is told first, and says what is tested."""
+        self._before_answering("test")
+
+    def before_validate(self) -> None:
+        """The same for validation."""
+        self._before_answering("validate")
+
+    def before_predict(self) -> None:
+        """The same for prediction."""
+        self._before_answering("predict")
+
+    def _before_answering(self, stage: str) -> None:
+        self.datamodule.setup(stage)
+        data = self.datamodule
+        n = len({"test": data.test, "validate": data.curve, "predict": data.unlabelled}[stage])
+        what = f"step {self.stored.step} of {self.stored.path}" if self.stored else f"{self.model.hparams['name']}, no checkpoint"
+        log.info("%s: %d records; %s", stage, n, what)
+        self._say_dropped()
+
+    def _say_dropped(self) -> None:
+        for what, indices in (("dropped", self.datamodule.dropped), ("trimmed", self.datamodule.trimmed)):
+            if indices:
+                log.warning("%d records longer than data.max_tokens %s: %s", len(indices), what, _some(indices))
+
+
+def run(argv: Sequence[str]) -> None:
+    """Runs one of Lightning's programs.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
+    _quiet()
+    try:
+        MMCorefCLI(argv)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+
+
+def _quiet() -> None:
+    # Lightning's own information (which accelerators exist, what it restores) would stand before our first line.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # collating takes microseconds: workers only cost
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder
+        ".*The `srun` command is available.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _on_cpu(accelerator: Any) -> bool:
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
+def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) pairs."""
+    if not isinstance(settings, dict):
+        yield prefix, settings
+        return
+    for key, value in settings.items():
+        yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+
+
+def _some(indices: Sequence[int]) -> str:
+    return ", ".join(map(str, indices[:20])) + (", …" if len(indices) > 20 else "")

@@ -1,0 +1,1 @@
+"""The causal language model: its weights, its training, its answers."""

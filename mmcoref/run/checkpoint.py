@@ -1,0 +1,189 @@
+"""Checkpoints: written whole or not at all, found again, and complete enough to stand alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from mmcoref.data.module import MMCorefDataModule
+from mmcoref.data.tokenizer import TokenizerFiles, first_line
+from mmcoref.errors import UserError
+from mmcoref.model.module import MMCorefModule
+
+_CONFIG_KEY = "mmcoref_config"
+_VERSION = re.compile(r"version_(\d+)")
+_UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind of file); choose another with --ckpt_path"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole under their final name, written beside it and renamed, and read without a copy in memory.
+
+    Lightning's own first fills a buffer as large as the checkpoint, then moves it from `$TMPDIR`, which on another
+    file system is a plain copy: a full disk leaves half a file under the final name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes to a neighbouring file, syncs it, renames it.
+
+        Raises:
+            UserError: the disk is full or cannot be written; what was there before stays.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as an enforce failure of its zip writer, which names no cause.
+            free = shutil.disk_usage(target.parent).free / 2**30
+            raise UserError(
+                f"{target}: the checkpoint could not be written ({first_line(error)}); {free:.1f} GiB are free there. "
+                "Earlier checkpoints are whole: make room, then go on with --ckpt_path last."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Maps the file instead of reading it, so that processes on one machine share its pages and nobody reads what it skips."""
+        return _map(Path(path))
+
+
+def _map(path: Path, device: str = "cpu") -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location=device, mmap=True, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint.") from None
+    except Exception as error:  # whatever the unpickler makes of hostile or broken bytes
+        raise UserError(f"{path}: {_UNREADABLE}. ({first_line(error)})") from None
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint says besides its tensors.
+
+    Attributes:
+        path: of the file.
+        config: the settings of the run, by section: `model`, `data`, `trainer`, `seed_everything`.
+        step: optimizer steps done.
+        backbone: the model's config.
+        tokenizer: its files.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    step: int
+    backbone: dict[str, Any]
+    tokenizer: TokenizerFiles
+
+    def restore(self, model: MMCorefModule, data: MMCorefDataModule) -> None:
+        """Lets both rebuild what they were trained with, from this file alone."""
+        model.restore_backbone(self.backbone)
+        data.restore_tokenizer(self.tokenizer)
+
+    @property
+    def run_folder(self) -> Path | None:
+        """`…/version_N`, where the file still lies in the run that wrote it."""
+        folder = self.path.resolve().parent.parent
+        return folder if _VERSION.fullmatch(folder.name) and self.path.resolve().parent.name == "checkpoints" else None
+
+
+def read_stored(path: str | Path) -> Stored:
+    """Everything but the tensors, which are not read.
+
+    Raises:
+        UserError: no such file, a broken one, or one that this package did not write.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: expected a checkpoint file, got a folder; name the file in it, such as {path}/checkpoints/last.ckpt.")
+    checkpoint = _map(path, "meta")
+    missing = [key for key in ("mmcoref_backbone", "mmcoref_tokenizer") if key not in checkpoint]
+    if missing:
+        raise UserError(f"{path}: expected a checkpoint that mmcoref wrote, but it has no {' and '.join(missing)}.")
+    config = checkpoint.get(_CONFIG_KEY) or {
+        "model": dict(checkpoint.get("hyper_parameters", {})),
+        "data": dict(checkpoint.get("datamodule_hyper_parameters", {})),
+    }
+    return Stored(path, config, int(checkpoint["global_step"]), checkpoint["mmcoref_backbone"], checkpoint["mmcoref_tokenizer"])
+
+
+def find_last(root: Path, *, best: bool = False) -> Path | None:
+    """The newest whole checkpoint of the newest run under `root` that has one; runs are numbered `version_N`.
+
+    Args:
+        root: the folder of the runs.
+        best: whether only a `best.ckpt`, chosen by the validation part, will do.
+    """
+    runs = [(int(found[1]), folder) for folder in root.glob("version_*") if (found := _VERSION.fullmatch(folder.name))]
+    for _, folder in sorted(runs, reverse=True):
+        files = sorted(folder.glob(f"checkpoints/{'best' if best else '*'}.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        for file in files:
+            try:
+                read_stored(file)
+            except UserError:
+                continue
+            return file
+    return None
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `checkpoints/last.ckpt` at the end of every epoch, and every n optimizer steps if asked to.
+
+    Args:
+        every_n_steps: optimizer steps between saves within an epoch; by default none.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"checkpoint.every_n_steps: expected a positive number or null, got {every_n_steps}.")
+        self.every_n_steps = every_n_steps
+        self._saved_step = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Saves at optimizer steps that are multiples of `every_n_steps`, except an epoch's last, which its end saves."""
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if due and trainer.global_step != self._saved_step and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves, after validation."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(Path(run_folder(trainer), "checkpoints", "last.ckpt"))
+
+
+class StoredConfig(pl.Callback):
+    """Writes the run's settings into its checkpoints.
+
+    Args:
+        config: by section, of plain values.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds them."""
+        checkpoint[_CONFIG_KEY] = self.config
+
+
+def run_folder(trainer: pl.Trainer) -> Path:
+    """`lightning_logs/version_N` of a run, the same on every process; without a logger, the trainer's root."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
