@@ -72,6 +72,14 @@ class MMCorefCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.link_arguments("model.name", "data.tokenizer")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.set_defaults({"verbose": False})  # the run's record prints the scores, with their counts
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # they go into a file, not into memory
+        return parser
+
     # ------------------------------------------------------------------ settings
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -143,7 +151,7 @@ class MMCorefCLI(LightningCLI):
 
     def _plain(self, stage: str) -> dict[str, Any]:
         """The stage's settings as plain values, without what follows from others."""
-        text = self._subcommand_parsers[stage].dump(self.config[stage], skip_none=False, format="yaml")
+        text = self._subcommand_parsers[stage].dump(self.config[stage], skip_unset=False, format="yaml")
         plain: dict[str, Any] = yaml.safe_load(text)
         plain.pop("config", None)
         return plain
@@ -202,16 +210,16 @@ class MMCorefCLI(LightningCLI):
         data.setup("fit")
         lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in data.train]
         window = data.hparams["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size
-        per_epoch = -(-len(lengths) // window)
-        epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
-        steps = min(n for n in (per_epoch * epochs, trainer.max_steps) if n >= 0)
+        steps = data.total_steps(trainer)
         sizes = "/".join(str(len(part)) for part in data.split if part)
         log.info(
-            "%d records, %s %s; tokens mean %.0f, longest %d; %d records an optimizer step; %d steps (%d epochs of %d)",
+            "%d records, %s %s; tokens mean %.0f, longest %d; %d records an optimizer step; %d steps (%s epochs of %d)",
             len(data.file.records), "train/val/test" if data.split.val else "train/test", sizes,
-            sum(lengths) / len(lengths), max(lengths), window, steps, epochs, per_epoch,
+            sum(lengths) / len(lengths), max(lengths), window, steps, trainer.max_epochs, -(-len(lengths) // window),
         )  # fmt: skip
         self._say_dropped()
+        if len(data.split.val) < data.hparams["val_size"] and not data.partial:
+            log.warning("data.val_size: %d held out, as no cluster of the missing size is left", len(data.split.val))
         if data.partial:
             log.warning("data.limit %d: a partial run, its scores are not comparable", data.hparams["limit"])
         if not data.split.val:
@@ -272,7 +280,7 @@ def _quiet() -> None:
     for message in (
         ".*does not have many workers.*",  # collating takes microseconds: workers only cost
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder
-        ".*The `srun` command is available.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # a test keeps no best checkpoint
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
     ):
         warnings.filterwarnings("ignore", message)

@@ -19,6 +19,7 @@ from mmcoref.data.tokenizer import train_tokenizer
 torch.set_num_threads(1)  # several processes at once, and the same sums everywhere
 
 _THINGS = ("컵", "모자", "기타", "화분")
+_COLOURS = ("빨간", "파란", "하얀", "까만")  # so that no two dialogues share their options
 _TOPICS = ("카페", "공원", "거실")
 _PLACES = {"카페": ("탁자", "창가"), "공원": ("벤치", "잔디"), "거실": ("책장", "소파")}
 
@@ -28,15 +29,16 @@ def dialogue(number: int) -> Record:
     topic, gold = _TOPICS[number // 4], number % 4
     owners = "BAAB" if topic == "거실" else "AABB"
     here, there = _PLACES[topic]
-    choices = tuple(f"{letter}) {owner}가 올린 사진 속 {thing}" for letter, owner, thing in zip(LETTERS, owners, _THINGS, strict=True))
+    things = [f"{_COLOURS[gold]} {thing}" for thing in _THINGS]
+    choices = tuple(f"{letter}) {owner}가 올린 사진 속 {thing}" for letter, owner, thing in zip(LETTERS, owners, things, strict=True))
     speaker = "AB"[number % 2]
     return Record(
         image_descriptions=(f"A의 사진: {topic}의 {here} 위", f"B의 사진: {topic}의 {there} 곁"),
         conversation=(
             f"A: '{topic}에서 찍은 사진이야.'",
             "B: '좋다, 나도 하나 올릴게.'",
-            f"A: '{_THINGS[(gold + 1) % 4]}도 있고 다른 것도 있지.'",
-            f"{speaker}: '나는 저거, {_THINGS[gold]} 말이야, 마음에 들어.'",
+            f"A: '{things[(gold + 1) % 4]}도 있고 다른 것도 있지.'",
+            f"{speaker}: '나는 저거, {things[gold]} 말이야, 마음에 들어.'",
         ),
         problem=f"마지막 {speaker}의 발화에서 '저거'는 A와 B 중 어느 사진에 포함된 어느 물건인가?",
         choices=choices,

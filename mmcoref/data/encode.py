@@ -5,9 +5,9 @@ Legend of shapes: B dialogues, O = 4 options, T tokens (the longest of the batch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -216,6 +216,22 @@ class TrainBatch(NamedTuple):
     window_tokens: int
 
 
+class Rows:
+    """The examples of a batch and which of them count: (example, counts) pairs.
+
+    A class of its own, as Lightning walks through lists, tuples and dataclasses to move or convert what is in them.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Example, bool]]) -> None:
+        self._rows = list(rows)
+
+    def __iter__(self) -> Iterator[tuple[Example, bool]]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
 class EvalBatch(NamedTuple):
     """Left-padded prompts and right-padded options.
 
@@ -224,21 +240,14 @@ class EvalBatch(NamedTuple):
         prompt_mask: (B, T) int64.
         option_ids: (B, O, T) int64, right-padded.
         option_mask: (B, O, T) int64.
-        examples: the B examples.
-        valid: B flags; False on the rows that only fill a process's last batches.
+        rows: the B examples; one that does not count only fills a process's last batches.
     """
 
     prompt_ids: Tensor
     prompt_mask: Tensor
     option_ids: Tensor
     option_mask: Tensor
-    examples: list[Example]
-    valid: list[bool]
-
-    def to(self, device: torch.device, **kwargs: Any) -> EvalBatch:
-        """The batch with its tensors on `device`; Lightning calls this instead of walking through the examples."""
-        prompt_ids, prompt_mask, option_ids, option_mask = (tensor.to(device, **kwargs) for tensor in self[:4])
-        return EvalBatch(prompt_ids, prompt_mask, option_ids, option_mask, self.examples, self.valid)
+    rows: Rows
 
 
 def train_batch(rows: Sequence[tuple[Example, bool]], window_tokens: int, pad_id: int) -> TrainBatch:
@@ -269,7 +278,7 @@ def eval_batch(rows: Sequence[tuple[Example, bool]], pad_id: int) -> EvalBatch:
     options = [example.option_ids for example in examples]
     option_ids = torch.tensor([[list(ids) + [pad_id] * (tail_width - len(ids)) for ids in four] for four in options])
     option_mask = torch.tensor([[[1] * len(ids) + [0] * (tail_width - len(ids)) for ids in four] for four in options])
-    return EvalBatch(prompt_ids, prompt_mask, option_ids, option_mask, examples, [valid for _, valid in rows])
+    return EvalBatch(prompt_ids, prompt_mask, option_ids, option_mask, Rows(rows))
 
 
 def longest_answer(examples: Sequence[Example]) -> int:

@@ -17,6 +17,7 @@ from mmcoref.data.sample import sample_records
 from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, global_seed
 from mmcoref.data.split import Split, split_records
 from mmcoref.data.tokenizer import TINY, TokenizerFiles, load_tokenizer, unpack_tokenizer
+from mmcoref.errors import UserError
 
 SAMPLE = "sample"  # the word that stands for generated dialogues in place of a file
 SAMPLE_TEST = 346  # as many as the published test part
@@ -159,6 +160,24 @@ class MMCorefDataModule(pl.LightningDataModule):
         self.trimmed += encoded.trimmed
         return encoded.examples
 
+    def total_steps(self, trainer: pl.Trainer) -> int:
+        """Optimizer steps of a whole fit.
+
+        Lightning's `estimated_stepping_batches` would build the train loader for this before a checkpoint's state is
+        restored, and a loader that is there already never gets its state: the resumed run would repeat records.
+
+        Raises:
+            UserError: neither `max_epochs` nor `max_steps` ends the run.
+        """
+        batches = -(-len(self.train) // (self.hparams["batch_size"] * self._replicas(trainer)["num_replicas"]))
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        per_epoch = -(-batches // trainer.accumulate_grad_batches)
+        ends = [trainer.max_steps, -1 if trainer.max_epochs is None else trainer.max_epochs * per_epoch]
+        if max(ends) < 0:
+            raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: the learning rate needs an end to decay to.")
+        return min(end for end in ends if end >= 0)
+
     def train_dataloader(self) -> ResumableLoader:
         """Windows of one optimizer step each, resumable in their middle."""
         sampler = TrainSampler(
@@ -167,7 +186,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             batch_size=self.hparams["batch_size"],
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             seed=global_seed(),
-            **self._replicas(),
+            **self._replicas(self.trainer),
         )
         return ResumableLoader(_Rows(self.train), sampler=sampler, collate_fn=self._train_batch, num_workers=self.hparams["num_workers"])
 
@@ -187,15 +206,15 @@ class MMCorefDataModule(pl.LightningDataModule):
         return DataLoader(
             _Rows(examples),
             batch_size=self.hparams["eval_batch_size"],
-            sampler=EvalSampler(len(examples), **self._replicas()),
+            sampler=EvalSampler(len(examples), **self._replicas(self.trainer)),
             collate_fn=self._eval_batch,
             num_workers=self.hparams["num_workers"],
         )
 
-    def _replicas(self) -> dict[str, int]:
+    @staticmethod
+    def _replicas(trainer: pl.Trainer | None) -> dict[str, int]:
         """How many processes see different data, and which of them this is: not always world size and rank."""
-        assert self.trainer is not None
-        return self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        return (trainer.distributed_sampler_kwargs if trainer else None) or {"num_replicas": 1, "rank": 0}
 
     def _train_batch(self, rows: list[tuple[Example, Slot]]) -> TrainBatch:
         return train_batch([(example, slot.valid) for example, slot in rows], rows[0][1].window_tokens, self.encoder.pad_id)

@@ -65,9 +65,7 @@ class TrainSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         """Rows that one process sees in an epoch, a multiple of `batch_size`."""
-        full, rest = divmod(len(self.lengths), self.window)
-        step = self.batch_size * self.num_replicas
-        return (full * self.accumulate + -(-rest // step)) * self.batch_size
+        return -(-len(self.lengths) // (self.batch_size * self.num_replicas)) * self.batch_size
 
     def __iter__(self) -> Iterator[Slot]:  # type: ignore[override]  # the rows of a batch are slots, not bare indices
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)

@@ -71,7 +71,8 @@ def _published_letter(answer: str) -> str:
 def _photo_as_published(g: str, a: str) -> bool:
     """The condition behind the published table, with the precedence that Python gives it.
 
-    It was meant as {A, B} against {C, D}. As written, gold A counts whatever the answer is, and so do the answers B and D.
+    It was meant as {A, B} against {C, D}. As written, gold A and gold C count whatever the answer is, and the answers
+    B and D count whatever the gold letter is.
     """
     return g == "A" or (g == "B" and a == "A") or a == "B" or g == "C" or (g == "D" and a == "C") or a == "D"
 

@@ -43,6 +43,10 @@ class Prediction:
     stopped: bool
     option_logprobs: tuple[float, ...]
 
+    def to(self, device: torch.device) -> Prediction:
+        """Itself: Lightning moves what `predict_step` returns, and here is nothing to move."""
+        return self
+
 
 class MMCorefModule(pl.LightningModule):
     """A causal language model with the answer's loss, the three accuracies and AdamW.
@@ -150,7 +154,7 @@ class MMCorefModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up over `warmup_steps` optimizer steps, then linear decay to 0 at the run's last step."""
         settings = self.hparams
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.data.total_steps(self.trainer)
         optimizer = torch.optim.AdamW(parameter_groups(self.backbone.parameters(), settings["weight_decay"]), lr=settings["lr"])
         factor = partial(linear_warmup_decay, warmup_steps=settings["warmup_steps"], total_steps=total)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -176,10 +180,8 @@ class MMCorefModule(pl.LightningModule):
         logprobs = answers.option_logprobs.tolist()
         predictions = [
             Prediction(example, encoder.decode(ids), stopped, tuple(row))
-            for example, ids, stopped, row, valid in zip(
-                batch.examples, answers.generated, answers.stopped, logprobs, batch.valid, strict=True
-            )
-            if valid
+            for (example, counts), ids, stopped, row in zip(batch.rows, answers.generated, answers.stopped, logprobs, strict=True)
+            if counts
         ]
         if metrics is not None and predictions:
             metrics.update([prediction.text for prediction in predictions], [prediction.example.record for prediction in predictions])

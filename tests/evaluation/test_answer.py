@@ -58,10 +58,7 @@ LETTER = [
     ("D) B가 올린 사진 속 커피잔 D) B가 올린 사진 속 커피잔", "D"),
     ("A) A가 올린 사진 속 책입니다. B) 컵은 아닙니다. C) 컵받침도 아닙니다.", "A"),
     ("A) A가 올린 사진 속 책.\nB: '그래, 저거 좋다.'\nA: '응.'", "A"),  # goes on with the dialogue
-    (
-        "D) B가 올린 사진 속 커피잔.\n## Conversation\nA: '안녕'\n## Solution\nA) A가 올린 사진 속 책.",
-        "D",
-    ),
+    ("D) B가 올린 사진 속 커피잔.\n## Conversation\nA: '안녕'\n## Solution\nA) A가 올린 사진 속 책.", "D"),
     # Read as a letter although it may be an utterance of speaker A: the two look the same.
     ("A: '저거 정말 예쁘다.'", "A"),
 ]

@@ -1,0 +1,174 @@
+"""Training: the same update however a window is split, nothing computed that need not be, and a set learnt by heart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from mmcoref.data.module import MMCorefDataModule
+from mmcoref.data.record import Record, dump_records
+from mmcoref.model.module import MMCorefModule
+
+SPLITS = [(1, 8), (2, 4), (4, 2), (8, 1)]  # batch size, accumulation: windows of 8 of the twelve records, so 8 and 4
+
+
+class Gradients(pl.Callback):
+    """Keeps every optimizer step's gradients."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        self.steps.append({name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None})
+
+
+def fit(
+    folder: Path, file: Path, batch_size: int, accumulate: int, *, epochs: int = 1, callbacks: Any = (), **settings: Any
+) -> tuple[MMCorefModule, pl.Trainer]:
+    pl.seed_everything(3, verbose=False)
+    trainer_settings = {key: settings.pop(key) for key in ("precision", "gradient_clip_val") if key in settings}
+    module = MMCorefModule(name=str(folder), **({"lr": 1e-3, "warmup_steps": 2} | settings))
+    data = MMCorefDataModule(path=str(file), tokenizer=str(folder), batch_size=batch_size)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        **trainer_settings,
+    )
+    trainer.fit(module, data)
+    return module, trainer
+
+
+@pytest.fixture
+def fifteen(dialogues: tuple[Record, ...], tmp_path: Path) -> Path:
+    """Twelve train records and three test records."""
+    file = tmp_path / "fifteen.json"
+    file.write_text(dump_records([*dialogues, *dialogues[:3]]), "utf-8")
+    return file
+
+
+def reference_gradients(folder: Path, data: MMCorefDataModule, indices: list[int]) -> dict[str, torch.Tensor]:
+    """A plain loop: each record alone, full logits, the mean over all answer tokens of the window."""
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    total = sum(len(data.train[i].answer_ids) for i in indices)
+    for i in indices:
+        example = data.train[i]
+        ids = torch.tensor([[*example.prompt_ids, *example.answer_ids]])
+        logits = lm(ids).logits[0, len(example.prompt_ids) - 1 : -1]
+        (F.cross_entropy(logits, torch.tensor(example.answer_ids), reduction="sum") / total).backward()
+    return {f"lm.{name}": p.grad for name, p in lm.named_parameters()}
+
+
+def relative_error(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    a, b = (torch.cat([grads[name].double().flatten() for name in theirs]) for grads in (ours, theirs))
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), SPLITS)
+def test_every_split_of_a_window_gives_the_gradient_of_the_mean_over_its_answer_tokens(
+    llama_folder: Path, fifteen: Path, batch_size: int, accumulate: int
+) -> None:
+    seen = Gradients()
+    module, trainer = fit(llama_folder, fifteen, batch_size, accumulate, callbacks=[seen], lr=0.0, weight_decay=0.0)
+    data = module.data
+    assert len(seen.steps) == trainer.global_step == 2
+    sampler = data.train_dataloader().sampler
+    slots = [slot for slot in sampler if slot.valid]  # one process: all of them, window by window
+    windows = [[slot.example for slot in slots[:8]], [slot.example for slot in slots[8:]]]
+    assert len(windows[1]) == 4
+    for ours, window in zip(seen.steps, windows, strict=True):
+        assert relative_error(ours, reference_gradients(llama_folder, data, window)) < 1e-6
+
+
+def test_every_split_of_a_window_gives_the_same_weights_in_float64(llama_folder: Path, fifteen: Path) -> None:
+    states = [
+        fit(llama_folder, fifteen, *split, epochs=3, precision="64-true", gradient_clip_val=1.0)[0].backbone.state_dict()
+        for split in SPLITS
+    ]
+    before = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float64).state_dict()
+    for name, weights in states[0].items():
+        assert weights.dtype == torch.float64
+        assert not torch.equal(weights, before[name])
+        for other in states[1:]:
+            assert (weights - other[name]).abs().max() < 1e-9
+
+
+def test_the_head_sees_answer_positions_only(llama_folder: Path, fifteen: Path) -> None:
+    rows: list[int] = []
+
+    class Watch(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.lm.lm_head.register_forward_hook(lambda _, args, out: rows.append(out[..., 0].numel()))  # type: ignore[operator,union-attr]
+
+    module, _ = fit(llama_folder, fifteen, 4, 2, callbacks=[Watch()])
+    assert sum(rows) == sum(len(example.answer_ids) for example in module.data.train)
+
+
+def test_weights_are_trained_in_float32_and_train_mode(llama_folder: Path, fifteen: Path) -> None:
+    modes: set[bool] = set()
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+            modes.update(module.training for module in pl_module.lm.modules())  # type: ignore[union-attr]
+
+    module, _ = fit(llama_folder, fifteen, 4, 2, callbacks=[Watch()])
+    assert modes == {True}
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+def test_norms_and_biases_do_not_decay_and_the_rate_follows_the_schedule(llama_folder: Path, fifteen: Path) -> None:
+    rates: list[float] = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    module, trainer = fit(llama_folder, fifteen, 2, 4, epochs=3, callbacks=[Watch()], lr=1.0, warmup_steps=2, weight_decay=0.25)
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+    decay = {id(p): group["weight_decay"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    for name, parameter in module.named_parameters():
+        assert decay[id(parameter)] == (0.0 if "norm" in name else 0.25), name
+
+
+def test_a_logged_loss_is_the_mean_over_the_window_and_the_norm_is_the_one_before_clipping(llama_folder: Path, fifteen: Path) -> None:
+    logged: list[dict[str, float]] = []
+    seen = Gradients()
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+    module, _ = fit(llama_folder, fifteen, 2, 4, callbacks=[seen, Watch()], lr=0.0, gradient_clip_val=0.01)
+    first = logged[3]
+    slots = [slot for slot in module.data.train_dataloader().sampler if slot.valid][:8]
+    lm = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
+    losses = []
+    for slot in slots:
+        example = module.data.train[slot.example]
+        logits = lm(torch.tensor([[*example.prompt_ids, *example.answer_ids]])).logits[0, len(example.prompt_ids) - 1 : -1]
+        losses.append(F.cross_entropy(logits, torch.tensor(example.answer_ids), reduction="none"))
+    assert first["train/loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-5)
+    norm = torch.cat([gradient.flatten() for gradient in seen.steps[0].values()]).norm()
+    assert first["train/grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+    assert first["train/grad_norm"] > 0.01
+    assert first["train/tokens_per_second"] > 0
+
+
+def test_twelve_dialogues_are_learnt_by_heart(llama_folder: Path, fifteen: Path) -> None:
+    module, trainer = fit(llama_folder, fifteen, 12, 1, epochs=60, lr=1e-2, warmup_steps=5, gradient_clip_val=1.0)
+    (scores,) = trainer.test(module, module.data, verbose=False)
+    assert scores["test/object_accuracy"] == scores["test/exact_match"] == 1.0  # the test records are among the twelve
+    assert scores["test/unparsable"] == 0

@@ -1,0 +1,379 @@
+"""The command line as a user meets it, in one process; several processes are in test_processes.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mmcoref import __version__
+from mmcoref.cli import main
+from mmcoref.data.record import Record, dump_records, read_records
+from mmcoref.run.checkpoint import LastCheckpoint
+from tests.conftest import published_path
+
+Mmcoref = Callable[..., int]
+
+
+@pytest.fixture
+def arguments(llama_folder: Path, data_file: Path) -> list[str]:
+    """A fit of 9 records in windows of 4: 3 optimizer steps an epoch, of 2, 2 and 1 micro-batches."""
+    return [
+        *("--model.name", str(llama_folder), "--data.path", str(data_file), "--data.batch_size", "2"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"),
+        *("--trainer.max_epochs", "2", "--trainer.accumulate_grad_batches", "2", "--model.warmup_steps", "2", "--model.lr", "1e-2"),
+    ]
+
+
+CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Runs a command that must exit with 2 and one message; gives the message."""
+    capsys.readouterr()
+    try:
+        code = main(list(argv))
+    except SystemExit as exit_:  # jsonargparse's own way
+        code = int(str(exit_.code))
+    error = capsys.readouterr().err
+    assert code == 2
+    assert "Traceback" not in error
+    return error.rpartition("error: ")[2].strip()
+
+
+def read(path: str) -> Any:
+    return json.loads(Path(path).read_text("utf-8"))
+
+
+def weights(path: str = "lightning_logs/version_0/checkpoints/last.ckpt") -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+# ---------------------------------------------------------------------- without torch
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_answer_in_under_a_second_and_load_nothing_heavy(argument: str) -> None:
+    program = f"import sys; from mmcoref.cli import main; main(['{argument}']); print('torch' in sys.modules, 'lightning' in sys.modules)"
+    start = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert out.endswith("False False\n")
+    assert time.perf_counter() - start < 1
+    assert __version__ in out or "predict" in out
+
+
+def test_the_module_is_the_command() -> None:
+    out = subprocess.run([sys.executable, "-m", "mmcoref", "--version"], capture_output=True, text=True, check=True).stdout
+    assert out == f"mmcoref {__version__}\n"
+
+
+def test_an_unknown_program_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "train").startswith("'train': no such program; there are fit, validate, test, predict")
+
+
+def test_sample_writes_records_in_the_published_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--n", "20", "--seed", "5", "--out", "sample.json"]) == 0
+    assert all(isinstance(item, str) for item in read("sample.json"))
+    assert len(read_records("sample.json").records) == 20
+    assert "exists already" in refused(capsys, "sample", "--out", "sample.json")
+    assert "at least 2" in refused(capsys, "sample", "--n", "1", "--out", "other.json")
+
+
+# ---------------------------------------------------------------------- fit and what it leaves
+
+
+def test_the_first_line_of_a_fit_says_records_split_tokens_batch_and_steps(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("12 records, train/test 9/3; tokens mean ")
+    assert lines[0].endswith("; 4 records an optimizer step; 6 steps (2 epochs of 3)")
+    assert any("test_curve" in line and "as the published report did" in line for line in lines)
+
+
+def test_a_run_that_ends_within_its_warm_up_is_said_loudly(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments, "--model.warmup_steps", "60", "--trainer.max_epochs", "1"]) == 0
+    assert "ends after 3 optimizer steps, within its 60 warm-up steps: the learning rate reaches 5 %" in capsys.readouterr().err
+
+
+def test_tensorboard_has_loss_rate_norm_speed_and_the_accuracies_of_each_epoch(arguments: list[str]) -> None:
+    assert main(["fit", *arguments]) == 0
+    events = EventAccumulator("lightning_logs/version_0").Reload()
+    tags = events.Tags()["scalars"]
+    assert "hp_metric" not in tags
+    for name in ("train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second"):
+        assert len(events.Scalars(name)) == 6, name
+    for name in ("object_accuracy", "photo_accuracy", "exact_match"):
+        assert len(events.Scalars(f"test_curve/{name}")) == 2, name
+    assert [event.value for event in events.Scalars("train/lr")] == pytest.approx([5e-3, 1e-2, 1e-2, 7.5e-3, 5e-3, 2.5e-3])
+
+
+def test_a_validation_part_is_logged_under_its_own_name_and_chooses_the_best(arguments: list[str]) -> None:
+    assert main(["fit", *arguments, "--data.val_size", "2"]) == 0
+    tags = EventAccumulator("lightning_logs/version_0").Reload().Tags()["scalars"]
+    assert "val/object_accuracy" in tags
+    assert not [tag for tag in tags if tag.startswith("test_curve")]
+    assert sorted(path.name for path in Path("lightning_logs/version_0/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert main(["test", "--ckpt_path", "best", *CPU]) == 0
+
+
+def test_sixteen_mixed_is_float16_with_loss_scaling_on_the_cpu_too(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    from mmcoref.model import module as module_file
+
+    loss = module_file.target_loss_sum
+
+    def watched(lm: Any, batch: Any) -> Any:
+        plugin = lm_trainer[0].precision_plugin
+        seen.append((type(plugin), plugin.scaler is not None and plugin.scaler.get_scale(), torch.get_autocast_dtype("cpu")))
+        assert torch.is_autocast_enabled("cpu")
+        return loss(lm, batch)
+
+    lm_trainer: list[Any] = []
+    monkeypatch.setattr(LastCheckpoint, "setup", lambda self, trainer, *_, **__: lm_trainer.append(trainer), raising=False)
+    monkeypatch.setattr(module_file, "target_loss_sum", watched)
+    assert main(["fit", *arguments, "--trainer.precision", "16-mixed"]) == 0
+    assert set(seen) == {(MixedPrecision, 65536.0, torch.float16)}
+
+
+# ---------------------------------------------------------------------- test and predict from a checkpoint alone
+
+
+def test_a_checkpoint_alone_rebuilds_model_tokenizer_data_and_settings(
+    arguments: list[str], llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(llama_folder, mine)
+    arguments[1] = str(mine)
+    assert main(["fit", *arguments, "--data.max_tokens", "400", "--data.val_size", "2", "--seed_everything", "7"]) == 0
+    shutil.rmtree(mine)  # neither weights nor tokenizer are left
+    assert main(["test", "--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt", *CPU]) == 0
+    record = read("lightning_logs/version_1/record.json")
+    assert record["config"]["data"]["max_tokens"] == 400
+    assert record["config"]["model"]["lr"] == 1e-2
+    assert record["seed"] == 7
+    assert record["split"] == {"train": 7, "val": 2, "test": 3}
+    assert record["n"] == 3
+    assert not record["partial"]
+    assert record["checkpoint"] == {"path": "lightning_logs/version_0/checkpoints/last.ckpt", "step": 4}
+
+
+def test_the_command_line_wins_over_the_checkpoint_out_loud(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments]) == 0
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", "last", "--model.max_new_tokens", "3", "--data.limit", "2", *CPU]) == 0
+    said = capsys.readouterr().err
+    assert "model.max_new_tokens: 3 (given now) instead of None (checkpoint)" in said
+    assert "data.limit: 2 (given now) instead of None (checkpoint)" in said
+    assert "data.batch_size" not in said
+    record = read("lightning_logs/version_1/record.json")
+    assert (record["n"], record["partial"], record["max_new_tokens"]) == (2, True, 3)
+    assert record["cut"] == 2
+
+
+def test_another_model_than_the_checkpoints_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments]) == 0
+    error = refused(capsys, "test", "--ckpt_path", "last", "--model.name", "tiny", *CPU)
+    assert error.startswith("--model.name tiny: the checkpoint holds")
+
+
+def test_no_tensor_of_a_checkpoint_is_read_before_the_weights_are_loaded_and_none_twice(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["fit", *arguments]) == 0
+    loads: list[tuple[Any, Any]] = []
+    load = torch.load
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        loads.append((kwargs["map_location"], kwargs.get("mmap")))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", watched)
+    assert main(["test", "--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt", *CPU]) == 0
+    assert loads == [("meta", True), ("cpu", True)]
+
+
+def test_every_test_run_writes_its_record_predictions_and_a_text_to_read(arguments: list[str], data_file: Path) -> None:
+    assert main(["fit", *arguments]) == 0
+    assert main(["test", "--ckpt_path", "last", *CPU]) == 0
+    folder = Path("lightning_logs/version_1")
+    record = read(f"{folder}/record.json")
+    keys = (
+        "config",
+        "versions",
+        "git",
+        "data",
+        "split",
+        "seed",
+        "stage",
+        "partial",
+        "n",
+        "metrics",
+        "unparsable",
+        "seconds",
+        "peak_memory_gib",
+    )
+    assert set(keys) <= set(record)
+    assert set(record["data"]) == {"path", "sha256", "records"}
+    names = ["object_accuracy", "photo_accuracy", "exact_match", "object_published_rule", "photo_published_rule"]
+    assert list(record["metrics"]) == names
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text("utf-8").splitlines()]
+    assert [line["index"] for line in lines] == [9, 10, 11]
+    for name in names:
+        score = record["metrics"][name]
+        assert score == {"value": score["k"] / 3, "k": sum(line[name] for line in lines), "n": 3}
+    text = (folder / "eval_test.txt").read_text("utf-8")
+    for test_record in read_records(str(data_file)).records[9:]:
+        assert test_record.problem in text
+        assert test_record.gold.text in text
+    assert f"object_accuracy: {record['metrics']['object_accuracy']['k']}/3" in text
+
+
+def test_without_a_checkpoint_the_untrained_model_is_tested(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", *arguments]) == 0
+    assert "no checkpoint" in capsys.readouterr().err
+    record = read("lightning_logs/version_0/record.json")
+    assert record["n"] == 3
+    assert record["checkpoint"] is None
+
+
+def test_predict_answers_records_without_a_solution(arguments: list[str], dialogues: tuple[Record, ...]) -> None:
+    assert main(["fit", *arguments]) == 0
+    asked = [record.model_copy(update={"solution": None, "id": f"q{i}"}) for i, record in enumerate(dialogues[:5])]
+    Path("new.json").write_text(dump_records([*asked, dialogues[5]]), "utf-8")
+    assert main(["predict", "--ckpt_path", "last", "--data.path", "new.json", *CPU]) == 0
+    lines = [json.loads(line) for line in Path("lightning_logs/version_1/predictions.jsonl").read_text("utf-8").splitlines()]
+    assert [line["id"] for line in lines] == ["q0", "q1", "q2", "q3", "q4", 5]
+    for line in lines:
+        assert {"option", "text", "probabilities"} <= set(line)
+        assert list(line["probabilities"]) == ["A", "B", "C", "D"]
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_validate_measures_the_validation_part(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments, "--data.val_size", "2"]) == 0
+    assert main(["validate", "--ckpt_path", "last", *CPU]) == 0
+    assert "val/object_accuracy" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- going on
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4])  # in the middle of an epoch, before its short last window, at its end, in the next
+def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(
+    arguments: list[str], stop_at: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments, "--checkpoint.every_n_steps", "1", "--trainer.default_root_dir", "straight"]) == 0
+    save = LastCheckpoint._save
+
+    def save_and_die(self: LastCheckpoint, trainer: Any) -> None:
+        save(self, trainer)
+        if trainer.global_step == stop_at:
+            raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LastCheckpoint, "_save", save_and_die)
+        with pytest.raises(Interrupted):
+            main(["fit", *arguments, "--checkpoint.every_n_steps", "1"])
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+    straight, resumed = weights("straight/lightning_logs/version_0/checkpoints/last.ckpt"), weights()
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_last_with_no_run_starts_a_fit_and_stops_a_test(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no whole checkpoint under lightning_logs" in refused(capsys, "test", "--ckpt_path", "last")
+    assert main(["fit", *arguments, "--ckpt_path", "last"]) == 0
+    assert "no checkpoint under lightning_logs: the training starts from the beginning" in capsys.readouterr().err
+
+
+def test_last_is_the_newest_whole_checkpoint_of_the_newest_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert main(["fit", *arguments]) == 0
+    shutil.copytree("lightning_logs/version_1", "lightning_logs/version_10")  # newer than version_9 would be, and than version_2
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", "last", *CPU]) == 0
+    assert "checkpoint: lightning_logs/version_10/checkpoints/last.ckpt" in capsys.readouterr().err
+    file = Path("lightning_logs/version_10/checkpoints/last.ckpt")
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert main(["test", "--ckpt_path", "last", *CPU]) == 0
+    assert "checkpoint: lightning_logs/version_1/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert "is not a whole checkpoint" in refused(capsys, "test", "--ckpt_path", str(file))
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+def test_mistakes_are_told_in_one_message_with_exit_code_2(
+    arguments: list[str], data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near = tmp_path / "ai_responses.json"
+    shutil.copy(data_file, near)
+    torch.save({"state_dict": {}}, "foreign.ckpt")
+    cases = {
+        ("--data.path", str(near).replace("responses", "response")): f"Did you mean {near}?",
+        ("--model.name", "no/such/folder"): "no such folder, and not a hub name",
+        ("--model.name", str(tmp_path)): "found no config.json",
+        ("--data.max_tokens", "20"): "3 records have more than data.max_tokens = 20 tokens",
+        ("--data.val_size", "9"): "data.val_size: expected 0 to 8",
+        ("--data.prompt", "chat"): "needs a tokenizer with a chat template",
+        ("--ckpt_path", "missing.ckpt"): "missing.ckpt: no such checkpoint",
+        ("--ckpt_path", "foreign.ckpt"): "expected a checkpoint that mmcoref wrote",
+        ("--ckpt_path", str(tmp_path)): "expected a checkpoint file, got a folder",
+        ("--checkpoint.every_n_steps", "0"): "expected a positive number",
+        ("--trainer.precision", "8-mixed"): "precision",
+        ("--data.no_such_option", "1"): "no_such_option",
+    }
+    for extra, expected in cases.items():
+        assert expected in refused(capsys, "fit", *arguments, *extra), extra
+    assert not Path("lightning_logs").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = torch.save
+    written: list[bytes] = []
+
+    def full(checkpoint: Any, file: Any) -> None:
+        if written:
+            file.write(written[0][:1000])
+            raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 1000 vs 900")
+        save(checkpoint, file)
+        written.append(Path(file.name).read_bytes())
+
+    monkeypatch.setattr(torch, "save", full)
+    assert "the checkpoint could not be written" in refused(capsys, "fit", *arguments)
+    (left,) = Path("lightning_logs/version_0/checkpoints").iterdir()
+    assert left.name == "last.ckpt"
+    assert torch.load(left, weights_only=True)["global_step"] == 3
+
+
+# ---------------------------------------------------------------------- the published file
+
+
+def test_the_published_file_is_1380_and_346_with_nothing_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    path = published_path()
+    config = Path(__file__).parent.parent / "configs" / "tiny.yaml"
+    quick = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", "--config", str(config), "--data.path", path, *quick]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("1726 records, train/test 1380/346;")
+    assert "dropped" not in said

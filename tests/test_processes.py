@@ -1,0 +1,85 @@
+"""Several processes, started as a user starts them: the same update, the same k of n, each record once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmcoref.data.record import Record, dump_records
+
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def mmcoref(*argv: str, processes: int = 1) -> str:
+    """Runs the command on that many CPU processes and gives what it said."""
+    several = ["--trainer.strategy", "ddp"] if processes > 1 else []
+    command = [sys.executable, "-m", "mmcoref", *argv, "--trainer.accelerator", "cpu", "--trainer.devices", str(processes), *several]
+    done = subprocess.run(
+        [*command, "--trainer.enable_progress_bar", "false"],
+        capture_output=True,
+        text=True,
+        env=os.environ | _ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def newest_record() -> dict[str, Any]:
+    folder = max(Path("lightning_logs").iterdir(), key=lambda path: int(path.name.removeprefix("version_")))
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text("utf-8"))
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text("utf-8").splitlines()]
+    return record | {"lines": lines}
+
+
+@pytest.fixture
+def many(dialogues: tuple[Record, ...], tmp_path: Path) -> Path:
+    """As many test records as were published, 346: a number that neither 3 nor 8 divides."""
+    records = [record for _ in range(145) for record in dialogues][:1726]
+    file = tmp_path / "many.json"
+    file.write_text(dump_records(records), "utf-8")
+    return file
+
+
+def test_one_two_three_and_eight_processes_test_the_same_346_records_each_once(llama_folder: Path, many: Path) -> None:
+    # An untrained model says something else of every record: wrong counts would show in what it says, not in the accuracy.
+    arguments = ["test", "--model.name", str(llama_folder), "--data.path", str(many), "--model.max_new_tokens", "4"]
+    records = []
+    for processes in (1, 2, 3, 8):
+        mmcoref(*arguments, processes=processes)
+        records.append(newest_record())
+    first = records[0]
+    assert first["n"] == 346
+    assert len({line["text"] for line in first["lines"]}) > 1
+    for record in records:
+        assert [line["index"] for line in record["lines"]] == list(range(1380, 1726))
+        assert record["metrics"] == first["metrics"]
+        assert [line["text"] for line in record["lines"]] == [line["text"] for line in first["lines"]]
+        assert not record["partial"]
+
+
+def test_two_processes_train_to_the_same_weights_as_one_and_resume(llama_folder: Path, data_file: Path) -> None:
+    # Nine train records in windows of eight: the second window has one record, so that one process has none of it.
+    arguments = ["fit", "--model.name", str(llama_folder), "--data.path", str(data_file), "--trainer.max_epochs", "2"]
+    arguments += ["--trainer.precision", "64-true", "--model.lr", "1e-2", "--model.warmup_steps", "2"]
+    mmcoref(*arguments, "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "4", "--trainer.default_root_dir", "one")
+    said = mmcoref(*arguments, "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2", processes=2)
+    assert said.count("12 records, train/test 9/3;") == 1  # one process speaks
+    assert "8 records an optimizer step; 4 steps" in said
+    states = [
+        torch.load(Path(root, "lightning_logs/version_0/checkpoints/last.ckpt"), weights_only=True)["state_dict"] for root in ("one", ".")
+    ]
+    assert states[0].keys() == states[1].keys()
+    for name, weights in states[0].items():
+        assert weights.dtype == torch.float64
+        assert (weights - states[1][name]).abs().max() < 1e-9, name
+    said = mmcoref("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", processes=2)
+    assert "trainer.max_epochs: 3 (given now) instead of 2 (checkpoint)" in said
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
