@@ -280,6 +280,7 @@ def _quiet() -> None:
     for message in (
         ".*does not have many workers.*",  # collating takes microseconds: workers only cost
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder
+        ".*It is recommended to use `self.log\\('.*sync_dist=True.*",  # our metrics are the same on every process already
         ".*callbacks used to create the checkpoint need to be provided.*",  # a test keeps no best checkpoint
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
     ):

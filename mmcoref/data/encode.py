@@ -162,14 +162,18 @@ class Encoder:
         return _token_id(tail[0])
 
     def _ids(self, texts: list[str], *, bos: bool) -> list[list[int]]:
-        # A chat template writes the BOS itself; a base prompt gets the tokenizer's.
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=bos and self.style == "base")["input_ids"]
+        # A chat template writes the BOS itself; a base prompt gets the tokenizer's. A dialogue that spells "<|eot_id|>" says
+        # so in letters; only a rendered chat must be read with its control tokens, those of its user's text included.
+        rendered = bos and self.style == "chat"
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=bos and not rendered, split_special_tokens=not rendered)[
+            "input_ids"
+        ]
         if bos and ids and self.tokenizer.eos_token_id == ids[0][-1]:
             ids = [row[:-1] for row in ids]  # some tokenizers close every text; a prompt stays open
         return ids
 
     def _trim(self, example: Example) -> Example | None:
-        """Shortens the middle utterances, the longest first, a word at a time; None where that is not enough.
+        """Shortens the middle utterances, the longest first, some words at a time; None where that is not enough.
 
         The first two utterances post the photos and the last one asks: they, the captions, the question and the
         options stay whole.

@@ -12,7 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mmcoref.errors import UserError
 
@@ -71,7 +81,7 @@ class Record(BaseModel):
     problem: Text
     choices: tuple[Text, Text, Text, Text]
     solution: Text | None = None
-    id: int | str | None = None
+    id: StrictInt | StrictStr | None = None
 
     @field_validator("image_descriptions")
     @classmethod
@@ -196,8 +206,8 @@ def _read_bytes(path: str) -> bytes:
         raise UserError(_missing(file)) from None
     except IsADirectoryError:
         raise UserError(f"{path}: expected a data file, got a folder; name the file inside it.") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _missing(file: Path) -> str:
@@ -215,7 +225,7 @@ def _items(path: str, text: str) -> Iterator[tuple[int, Any]]:
     if text.lstrip()[:1] == "[":
         try:
             items = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: expected a JSON list or JSON Lines, got broken JSON: {_where(error)}.") from None
         for index, item in enumerate(items):
             yield index, _decoded(item) if isinstance(item, str) else item
@@ -228,7 +238,7 @@ def _items(path: str, text: str) -> Iterator[tuple[int, Any]]:
 def _decoded(text: str, *, twice: bool = False) -> Any:
     try:
         item = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return ValueError(f"expected a JSON object, got {_shown(text)} ({_where(error)})")
     return _decoded(item) if twice and isinstance(item, str) else item
 
@@ -236,7 +246,7 @@ def _decoded(text: str, *, twice: bool = False) -> Any:
 def _where(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}, line {error.lineno}, column {error.colno}"
-    return "nested too deeply"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
 def _validate(item: Any, *, require_solution: bool) -> tuple[Record | None, list[str]]:
@@ -248,21 +258,31 @@ def _validate(item: Any, *, require_solution: bool) -> tuple[Record | None, list
     try:
         record = Record.model_validate(item)
     except ValidationError as error:
-        return None, [_sentence(detail) for detail in error.errors()]
+        return None, _sentences(error.errors())
     if require_solution and record.solution is None:
         return None, ["solution: expected one of the four choices, got nothing"]
     return record, []
 
 
+def _sentences(details: Sequence[Any]) -> list[str]:
+    """One sentence for each wrong field or element."""
+    # pydantic counts valid elements only, and reports each branch of a union: both would say the same thing twice.
+    elements = {detail["loc"][0] for detail in details if len(detail["loc"]) > 1}
+    said = [_sentence(detail) for detail in details if not (detail["type"] == "too_short" and detail["loc"][0] in elements)]
+    return list(dict.fromkeys(said))
+
+
 def _sentence(detail: Any) -> str:
     """One pydantic error as `field: expected …, got …`."""
-    field = ".".join(str(part) for part in detail["loc"])
+    field = "id" if detail["loc"][:1] == ("id",) else ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "value_error":  # raised by the validators above, which say expected and got themselves
         message = str(detail["ctx"]["error"])
         return f"{field}: expected {message}" if field else message
-    expected = _EXPECTED.get(detail["type"])
+    expected = None if field == "id" else _EXPECTED.get(detail["type"])
     if detail["type"] == "missing":
-        return f"{field}: expected {_FIELD_FORM.get(field, 'a value')}, got nothing"
+        field = str(detail["loc"][0])  # a tuple's missing element is named by its place
+        got = "a shorter one" if len(detail["loc"]) > 1 else "nothing"
+        return f"{field}: expected {_FIELD_FORM[field]}, got {got}"
     return f"{field}: expected {expected or _FIELD_FORM.get(field) or detail['msg']}, got {_shown(detail['input'])}"
 
 
@@ -273,6 +293,7 @@ _FIELD_FORM = {
     "problem": "a question",
     "choices": "a list of four options",
     "solution": "one of the four choices",
+    "id": "an integer or a string",
 }
 
 

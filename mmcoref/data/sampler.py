@@ -138,10 +138,10 @@ class ResumableLoader(DataLoader[Any]):
             UserError: mid-epoch, with another number of processes, batch size, accumulation, seed or records than the
                 checkpoint's: its place in the epoch would mean other records.
         """
-        different = [f"{key} {state[key]} -> {value}" for key, value in self._identity().items() if state.get(key) != value]
+        different = [f"{key} {state.get(key)} -> {value}" for key, value in self._identity().items() if state.get(key) != value]
         if different and state["batches"]:
             raise UserError(
                 "the checkpoint stands in the middle of an epoch and its place depends on settings that now differ "
                 f"({', '.join(different)}): resume with the same ones, or from a checkpoint at the end of an epoch."
             )
-        self._order.start_batch = state["batches"]
+        self._order.start_batch = self._done = state["batches"]

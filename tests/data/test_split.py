@@ -91,6 +91,12 @@ def test_parts_are_disjoint_complete_in_order_and_whole_in_clusters(keys: list[t
     assert alone == Split(split.train, split.val, ())  # what is tested plays no part in what is held out
 
 
+def test_a_test_record_links_no_train_records() -> None:
+    keys = [(0, 0), (1, 1), (0, 1)]  # the third would make one cluster of all
+    assert cluster_ids(records_of(keys)) == [0, 0, 0]
+    assert len(split_records(records_of(keys), val_size=1).val) == 1
+
+
 @given(size=st.integers(0, 31), seed=st.integers(0, 100))
 @settings(deadline=None, max_examples=30)
 def test_unrelated_records_are_held_out_to_the_exact_size(size: int, seed: int) -> None:

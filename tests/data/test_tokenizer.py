@@ -23,7 +23,8 @@ from mmcoref.data.tokenizer import (
 )
 from mmcoref.errors import UserError
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+SPECIAL = ("<|pad|>", "<|begin_of_text|>", "<|end_of_text|>")
+TEXT = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: not any(special in text for special in SPECIAL))
 RIGHT_PAD, RESERVED = "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"
 
 
@@ -56,6 +57,11 @@ def test_decoding_cleans_nothing_up(text: str, tokenizer: PreTrainedTokenizerFas
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
+@pytest.mark.parametrize("text", SPECIAL)
+def test_a_text_that_spells_a_special_token_keeps_it_when_special_tokens_are_kept(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert tokenizer.decode(tokenizer(f"A: {text} 컵", add_special_tokens=False)["input_ids"]) == f"A: {text} 컵"
+
+
 def test_a_text_begins_with_bos_and_stays_open(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tokenizer("카페")["input_ids"]
     assert ids[0] == tokenizer.bos_token_id == 1
@@ -71,14 +77,34 @@ def test_training_twice_gives_the_same_tokenizer(dialogues: tuple[Record, ...], 
     assert first != json_of(tokenizer)  # which has a smaller vocabulary: the comparison can fail
 
 
-def test_the_vocabulary_has_the_size_asked_for_and_whole_words(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert len(tokenizer) == tokenizer.vocab_size == 480
-    assert len(tokenizer("올린 사진 속", add_special_tokens=False)["input_ids"]) <= 4
-    assert "\n" not in {tokenizer.decode([i])[:1] for i in range(3, 480)} - {"\n"}
+def test_the_vocabulary_has_at_most_the_size_asked_for(dialogues: tuple[Record, ...], tokenizer: PreTrainedTokenizerFast) -> None:
+    assert len(tokenizer) == 480
+    assert len(train_tokenizer(texts_of(dialogues))) < TINY_VOCABULARY == 4096  # twelve dialogues have no more words
 
 
-def test_no_token_reaches_over_a_line_break(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert [token for i in range(len(tokenizer)) if "\n" in (token := tokenizer.decode([i])) and token.strip("\n")] == []
+def test_with_room_enough_every_word_is_one_token(dialogues: tuple[Record, ...]) -> None:
+    roomy = train_tokenizer(texts_of(dialogues))
+    words = [word for record in dialogues for word in record.choices[0].split(" ")[4:]]  # what stands after the frame
+    assert {len(roomy(f" {word}", add_special_tokens=False)["input_ids"]) for word in words} == {1}
+
+
+def test_a_line_break_ends_a_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert [token for i in range(len(tokenizer)) if "\n" in (token := tokenizer.decode([i])).removesuffix("\n")] == []
+
+
+def test_what_never_varies_and_an_options_letter_are_one_token_each(dialogues: tuple[Record, ...]) -> None:
+    roomy = train_tokenizer(texts_of(dialogues))
+    pieces = [roomy.decode([i]) for i in roomy(prompt_text(dialogues[0]), add_special_tokens=False)["input_ids"]]
+    for piece in (
+        "## Conversation\n",
+        "A의 사진:",
+        "마지막 A의 발화에서",
+        " A와 B 중 어느 사진에 포함된 어느 물건인가?\n",
+        "## Solution\n",
+    ):
+        assert pieces.count(piece) == 1
+    assert [piece for piece in pieces if piece in ("A)", "B)", "C)", "D)")] == ["A)", "B)", "C)", "D)"]
+    assert pieces.count(" A가 올린 사진 속") == pieces.count(" B가 올린 사진 속") == 2
 
 
 def test_tiny_is_trained_on_the_train_texts(dialogues: tuple[Record, ...]) -> None:
@@ -87,11 +113,9 @@ def test_tiny_is_trained_on_the_train_texts(dialogues: tuple[Record, ...]) -> No
 
 
 def test_a_folders_tokenizer_is_loaded_without_reading_the_train_texts(llama_folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    def texts() -> st.SearchStrategy[str]:
-        raise AssertionError("read")
-        yield
-
-    assert json_of(load_tokenizer(str(llama_folder), texts())) == json_of(tokenizer)  # type: ignore[arg-type]
+    texts = iter(["unread"])
+    assert json_of(load_tokenizer(str(llama_folder), texts)) == json_of(tokenizer)
+    assert next(texts) == "unread"
 
 
 def test_a_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -122,7 +146,7 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(tokenizer: PreTrain
         ((RESERVED, "<|reserved_special_token_1|>"), {}, RESERVED),
         ((RESERVED, RIGHT_PAD), {}, RIGHT_PAD),
         (("<unused0>",), {}, "<unused0>"),
-        (("<|eot_id|>", "<|not_reserved_special_token_0|>", "<|reserved_special_token_x|>"), {}, "<|end_of_text|>"),
+        (("<|eot_id|>", "[<|reserved_special_token_0|>]", "<|reserved_special_token_x|>"), {}, "<|end_of_text|>"),
         ((), {}, "<|end_of_text|>"),
     ],
 )
@@ -148,7 +172,7 @@ def test_a_packed_tokenizer_is_unpacked_whole(added: tuple[str, ...], tokenizer:
     assert (restored.bos_token_id, restored.eos_token_id, restored.pad_token_id) == (1, 2, None)
     text = "A: '저거, <|eot_id|> 예쁘다.'\n"
     assert restored(text)["input_ids"] == original(text)["input_ids"]
-    assert pack_tokenizer(restored) == files
+    assert json_of(unpack_tokenizer(pack_tokenizer(restored))) == json_of(original)  # as a run that is resumed twice does
 
 
 @pytest.mark.parametrize("name", ["../evil.json", "a/../../evil.json", "/tmp/mmcoref-evil.json"])
