@@ -25,9 +25,7 @@ def test_a_config_is_short_and_opens_with_hardware_memory_time_and_command(confi
     text = config.read_text("utf-8")
     head = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     assert len(text.splitlines()) <= 30
-    assert all(
-        word in head for word in ("Hardware:", "Memory:" if config.stem != "tiny" else "memory", "Time:", f"--config configs/{config.name}")
-    )
+    assert all(word in head for word in ("Hardware:", "Memory:", "Time:", f"--config configs/{config.name}"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -5,11 +5,14 @@ Legend of shapes: B dialogues, O = 4 options, T tokens (the longest of the batch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +23,7 @@ from mmcoref.errors import UserError
 
 PromptStyle = Literal["base", "chat"]
 Overlength = Literal["raise", "drop", "trim"]
+_CHUNK = 1000  # records tokenized at once
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 # Llama 3.2's chat template writes today's date into the prompt unless it is given one: a model would be tested on
@@ -96,7 +100,7 @@ class Encoder:
         """
         out = Encoded([], [], [])
         too_long: list[Example] = []
-        for example in self._examples(records):
+        for example in self._with_progress(records):
             if example.tokens <= self.max_tokens:
                 out.examples.append(example)
             elif self.overlength == "drop":
@@ -114,6 +118,13 @@ class Encoder:
                 f"records {indices}): raise --data.max_tokens to {longest}, or choose --data.overlength drop or trim."
             )
         return out
+
+    def _with_progress(self, records: Sequence[tuple[int, Record]]) -> Iterator[Example]:
+        """`_examples` of all records, with a bar where that takes seconds, on the first process."""
+        chunks = range(0, len(records), _CHUNK)
+        quiet = len(chunks) < 8 or os.environ.get("LOCAL_RANK", "0") != "0"
+        for start in track(chunks, description="tokens", disable=quiet, transient=True, console=Console(stderr=True)):
+            yield from self._examples(records[start : start + _CHUNK])
 
     def _examples(self, records: Sequence[tuple[int, Record]]) -> list[Example]:
         if not records:

@@ -21,7 +21,6 @@ from mmcoref.data.sample_words import (
     DEMONSTRATIVES,
     ENDINGS,
     KINDS,
-    NAME_PARTICLES,
     OPENINGS,
     POSTS,
     REMARKS,
@@ -37,10 +36,8 @@ T = TypeVar("T")
 
 _TEST_SHARE = 8  # one dialogue in eight belongs to the test part, decided by its text
 _OUT_OF_ORDER = 1 / 6  # options whose owners are not A, A, B, B; 307 of 1,726 in the published data
-_NAMED = 0.15  # "저 커피를" instead of "저걸", as now and then in the published data
-_KIND_NAMED = 0.25  # "저 음료를"
 _SMALL_TALK = 1 / 4
-_LENGTHS = (4, 4, 4, 5, 5, 5, 5, 5, 6, 6, 7, 8, 9)  # utterances; shorter than the published ones, which saves training time
+_LENGTHS = (4, 4, 4, 5, 5, 5, 5, 6, 6, 7)  # utterances; shorter than the published ones, which saves training time
 _OWNER_ORDERS = ("ABAB", "ABBA", "BAAB", "BABA", "BBAA")
 
 
@@ -58,12 +55,11 @@ def particle(word: str, pair: str) -> str:
 
     Args:
         word: ends in a Hangul syllable.
-        pair: `은/는`, `이/가`, `을/를`, `과/와` or `으로/로` (which takes its second form after ㄹ, too).
+        pair: `은/는`, `이/가`, `을/를` or `과/와`.
     """
     final = (ord(word[-1]) - ord("가")) % 28  # syllables are laid out by first sound, vowel and 28 final sounds, 0 being none
     after_consonant, after_vowel = pair.split("/")
-    rieul = 8
-    return after_vowel if final == 0 or (final == rieul and after_vowel == "로") else after_consonant
+    return after_consonant if final else after_vowel
 
 
 @dataclass(frozen=True)
@@ -163,12 +159,7 @@ def _pointing(rng: Random, thing: Thing) -> tuple[str, str]:
     kind = KINDS[thing.kind]
     says: list[tuple[Role, str]] = [(role, text) for role, texts in kind.says.items() for text in texts]
     role, predicate = _pick(rng, says)
-    form = rng.random()
-    if form < _NAMED + _KIND_NAMED:
-        quoted = f"저 {thing.noun if form < _NAMED else kind.word}"
-        spoken = f"{Noun(quoted):{NAME_PARTICLES[role]}}"
-    else:
-        spoken, quoted = _pick(rng, DEMONSTRATIVES[role])
+    spoken, quoted = _pick(rng, DEMONSTRATIVES[role])
     end = "?" if predicate.endswith("까") else _pick(rng, ENDINGS)
     return f"{_pick(rng, OPENINGS[role])}{spoken} {predicate}{end}", quoted
 

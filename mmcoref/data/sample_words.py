@@ -19,8 +19,6 @@ DEMONSTRATIVES: Mapping[Role, tuple[tuple[str, str], ...]] = {
     "tool": (("저걸로", "저걸"), ("저거로", "저거"), ("저것으로", "저것")),
     "place": (("저기에", "저기"), ("저기", "저기")),
 }
-# The same with a name, of the thing or of its kind: "저 음료를".
-NAME_PARTICLES: Mapping[Role, str] = {"object": "을/를", "topic": "은/는", "tool": "으로/로", "place": "에/에"}
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,10 @@ class Kind:
     """Things of which the same can be said, and what is said of no other kind.
 
     Attributes:
-        word: what the whole kind is called, as in "저 음료".
         nouns: its members; no noun belongs to two kinds.
         says: by the demonstrative's role, the predicates that fit this kind alone.
     """
 
-    word: str
     nouns: tuple[str, ...]
     says: Mapping[Role, tuple[str, ...]]
 
@@ -57,7 +53,6 @@ def _nouns(text: str) -> tuple[str, ...]:
 
 KINDS: Mapping[str, Kind] = {
     "drink": Kind(
-        "음료",
         _nouns("아메리카노, 카페라테, 레모네이드, 녹차, 밀크티, 식혜, 수정과, 딸기주스, 핫초코, 사이다, 유자차, 콜드브루"),
         {
             "object": ("한 모금 마셔 보고 싶어", "시원하게 들이켜고 싶다"),
@@ -65,7 +60,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "food": Kind(
-        "음식",
         _nouns("케이크, 마카롱, 크루아상, 피자, 파스타, 떡볶이, 김밥, 샌드위치, 샐러드, 팬케이크, 햄버거, 와플"),
         {
             "object": ("한 입 먹어 보고 싶어", "배부를 때까지 먹고 싶다"),
@@ -73,7 +67,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "clothes": Kind(
-        "옷",
         _nouns("코트, 원피스, 청바지, 스웨터, 셔츠, 재킷, 패딩, 카디건, 블라우스, 치마, 한복, 후드티"),
         {
             "object": ("한번 입어 보고 싶어", "입고 외출하고 싶다"),
@@ -81,7 +74,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "shoes": Kind(
-        "신발",
         _nouns("운동화, 구두, 부츠, 샌들, 슬리퍼, 하이힐, 로퍼, 등산화, 장화, 스니커즈, 단화, 털신"),
         {
             "object": ("한번 신어 보고 싶어", "신고 뛰어 보고 싶다"),
@@ -89,7 +81,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "hat": Kind(
-        "모자",
         _nouns("밀짚모자, 베레모, 중절모, 비니, 털모자, 벙거지, 챙모자, 페도라, 빵모자, 카우보이모자, 군밤모자, 야구 모자"),
         {
             "object": ("머리에 써 보고 싶어", "머리에 푹 눌러쓰고 싶다"),
@@ -97,7 +88,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "bag": Kind(
-        "가방",
         _nouns("배낭, 숄더백, 크로스백, 에코백, 백팩, 메신저백, 토트백, 더플백, 책가방, 보스턴백, 슬링백, 천 가방"),
         {
             "object": ("어깨에 메 보고 싶어", "메고 학교에 가고 싶다"),
@@ -105,7 +95,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "seat": Kind(
-        "의자",
         _nouns("소파, 흔들의자, 안락의자, 벤치, 스툴, 빈백, 방석, 접이식 의자, 나무 의자, 그네 의자, 캠핑 의자, 등나무 의자"),
         {
             "place": ("앉아서 쉬고 싶어", "잠깐 앉아 보고 싶다"),
@@ -113,7 +102,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "light": Kind(
-        "조명",
         _nouns("스탠드, 무드등, 샹들리에, 랜턴, 전구, 벽등, 취침등, 알전구, 펜던트등, 네온사인, 장스탠드, 호롱불"),
         {
             "object": ("밤새 켜 두고 싶어", "은은하게 켜 놓고 싶다"),
@@ -121,7 +109,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "plant": Kind(
-        "식물",
         _nouns("선인장, 몬스테라, 장미, 튤립, 수국, 해바라기, 난초, 라벤더, 다육이, 동백나무, 고무나무, 국화"),
         {
             "object": ("마당에 심어 보고 싶어", "물을 주면서 가꾸고 싶다"),
@@ -129,7 +116,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "book": Kind(
-        "책",
         _nouns("소설책, 시집, 만화책, 그림책, 동화책, 잡지, 에세이, 자서전, 역사책, 위인전, 산문집, 백과사전"),
         {
             "object": ("밤새 읽어 보고 싶어", "처음부터 끝까지 읽고 싶다"),
@@ -137,7 +123,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "instrument": Kind(
-        "악기",
         _nouns("기타, 피아노, 바이올린, 첼로, 플루트, 하모니카, 우쿨렐레, 가야금, 해금, 트럼펫, 색소폰, 클라리넷"),
         {
             "object": ("연주해 보고 싶어", "배워서 연주하고 싶다"),
@@ -146,7 +131,6 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
     "vehicle": Kind(
-        "탈것",
         _nouns("자전거, 킥보드, 스쿠터, 오토바이, 요트, 유람선, 케이블카, 열기구, 기차, 카약, 캠핑카, 버스"),
         {
             "object": ("한번 타 보고 싶어", "타고 멀리 떠나고 싶다"),

@@ -101,7 +101,7 @@ class RunRecord(pl.Callback):
         _write(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         _write(folder / "eval_test.txt", _readable(predictions, verdicts, scores, unparsable))
         _write(folder / "record.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
-        _print_scores(scores, unparsable, folder)
+        _print_scores(scores, {"unparsable": unparsable, "cut at max_new_tokens": record["cut"]}, folder)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gathers every process's predictions; the first process writes `predictions.jsonl`."""
@@ -146,14 +146,15 @@ def _scores(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float | int]]:
     return {name: {"value": k / n, "k": k, "n": n} for name, k in hits.items()}
 
 
-def _print_scores(scores: dict[str, dict[str, float | int]], unparsable: int, folder: Path) -> None:
+def _print_scores(scores: dict[str, dict[str, float | int]], counts: dict[str, Any], folder: Path) -> None:
     """The run's result on standard output."""
     table = Table(title=f"{folder}")
-    for heading, justify in (("", "left"), ("right", "right"), ("of", "right"), ("", "right")):
+    for heading, justify in (("", "left"), ("k", "right"), ("of n", "right"), ("", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for name, score in scores.items():
         table.add_row(name, str(score["k"]), str(score["n"]), f"{score['value']:.3f}")
-    table.add_row("unparsable", str(unparsable), str(scores["object_accuracy"]["n"]))
+    for name, count in counts.items():
+        table.add_row(name, str(count), str(scores["object_accuracy"]["n"]))
     Console().print(table)
 
 

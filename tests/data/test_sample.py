@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from mmcoref.data.record import LETTERS, Record, dump_records, read_records
 from mmcoref.data.sample import Noun, part_of, particle, sample_records
-from mmcoref.data.sample_words import DEMONSTRATIVES, KINDS, NAME_PARTICLES, SCENES
+from mmcoref.data.sample_words import DEMONSTRATIVES, KINDS, SCENES
 
-PAIRS = ("은/는", "이/가", "을/를", "과/와", "으로/로", "에/에")
+PAIRS = ("은/는", "이/가", "을/를", "과/와")
 KIND_OF = {noun: key for key, kind in KINDS.items() for noun in kind.nouns}
 PREDICATES = {text: key for key, kind in KINDS.items() for texts in kind.says.values() for text in texts}
 
@@ -39,15 +39,12 @@ def nouns_of(record: Record) -> list[str]:
 def right_particle(word: str, pair: str) -> str:
     """By Unicode's own decomposition of a syllable, not by arithmetic."""
     consonant, vowel = pair.split("/")
-    jamo = unicodedata.normalize("NFD", word[-1])
-    if len(jamo) == 2 or (jamo[2] == "\N{HANGUL JONGSEONG RIEUL}" and pair == "으로/로"):
-        return vowel
-    return consonant
+    return vowel if len(unicodedata.normalize("NFD", word[-1])) == 2 else consonant
 
 
 def test_the_records_are_pinned() -> None:
     digest = hashlib.sha256(dump_records(sample_records(50)).encode()).hexdigest()
-    assert digest == "12f5055b43622930f720be3b462c0b08871588f1d9764537956e9ccfc812af94"
+    assert digest == "bddb1c6ef4e4480cecf69a5b69c40e708baddaf181433ade2ab4e8a837c9681c"
 
 
 def test_a_longer_sequence_begins_with_the_shorter_one() -> None:
@@ -113,11 +110,11 @@ def test_no_cheap_rule_answers_the_test_part() -> None:
     for seed in range(4):
         records = sample_records(346, seed=seed, part="test")
         assert max(Counter(record.gold.letter for record in records).values()) <= 0.30 * len(records)
-        assert 0.25 <= sum(last_mentioned(record) == record.gold.letter for record in records) / len(records) <= 0.50
+        assert 0.20 <= sum(last_mentioned(record) == record.gold.letter for record in records) / len(records) <= 0.50
 
 
 def last_mentioned(record: Record) -> str:
-    """The published data's strongest floor; `task.md` states the rule."""
+    """The published data's strongest kind of floor, computed without `mmcoref.evaluation`."""
     places = ["\n".join(record.conversation).rfind(noun) for noun in nouns_of(record)]
     latest = max(places)
     return "A" if latest < 0 or places.count(latest) > 1 else LETTERS[places.index(latest)]
@@ -131,8 +128,7 @@ def test_letters_are_no_owners(train: tuple[Record, ...]) -> None:
 
 def test_speakers_and_demonstratives_vary(train: tuple[Record, ...]) -> None:
     asked = Counter(record.problem.split("'")[1] for record in train)
-    assert {quoted for forms in DEMONSTRATIVES.values() for _, quoted in forms} <= set(asked)
-    assert sum(n for that, n in asked.items() if that.startswith("저 ")) <= 0.45 * len(train)
+    assert {quoted for forms in DEMONSTRATIVES.values() for _, quoted in forms} == set(asked)
     assert min(Counter(record.conversation[-1][0] for record in train).values()) >= 0.3 * len(train)
 
 
@@ -163,8 +159,8 @@ def test_the_word_lists_are_large_and_keep_apart() -> None:
     assert len(KIND_OF) == sum(len(kind.nouns) for kind in KINDS.values())
     assert len(PREDICATES) == sum(len(texts) for kind in KINDS.values() for texts in kind.says.values())
     for kind in KINDS.values():
-        assert all("가" <= word[-1] <= "힣" for word in (*kind.nouns, kind.word))
-        assert set(kind.says) <= set(NAME_PARTICLES) == set(DEMONSTRATIVES)
+        assert all("가" <= word[-1] <= "힣" for word in kind.nouns)
+        assert set(kind.says) <= set(DEMONSTRATIVES)
 
 
 def test_any_two_scenes_can_be_put_together() -> None:
