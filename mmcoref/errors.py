@@ -10,3 +10,14 @@ USER_ERROR_EXIT = 2
 
 class UserError(Exception):
     """A mistake the user can mend; `str(error)` is the whole message."""
+
+
+def at_least(least: int, **settings: float | None) -> None:
+    """Checks settings that have a lower bound; None means "not set". A section's dot is written as two underscores.
+
+    Raises:
+        UserError: one is lower.
+    """
+    for name, value in settings.items():
+        if value is not None and value < least:
+            raise UserError(f"{name.replace('__', '.')}: expected {least} or more, got {value}.")

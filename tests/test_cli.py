@@ -137,7 +137,7 @@ def test_sixteen_mixed_is_float16_with_loss_scaling_on_the_cpu_too(arguments: li
 
     def watched(lm: Any, batch: Any) -> Any:
         plugin = lm_trainer[0].precision_plugin
-        seen.append((type(plugin), plugin.scaler is not None and plugin.scaler.get_scale(), torch.get_autocast_dtype("cpu")))
+        seen.append((type(plugin), plugin.scaler.get_scale() > 1, torch.get_autocast_dtype("cpu")))
         assert torch.is_autocast_enabled("cpu")
         return loss(lm, batch)
 
@@ -145,7 +145,7 @@ def test_sixteen_mixed_is_float16_with_loss_scaling_on_the_cpu_too(arguments: li
     monkeypatch.setattr(LastCheckpoint, "setup", lambda self, trainer, *_, **__: lm_trainer.append(trainer), raising=False)
     monkeypatch.setattr(module_file, "target_loss_sum", watched)
     assert main(["fit", *arguments, "--trainer.precision", "16-mixed"]) == 0
-    assert set(seen) == {(MixedPrecision, 65536.0, torch.float16)}
+    assert set(seen) == {(MixedPrecision, True, torch.float16)}
 
 
 # ---------------------------------------------------------------------- test and predict from a checkpoint alone
@@ -337,7 +337,9 @@ def test_mistakes_are_told_in_one_message_with_exit_code_2(
         ("--ckpt_path", "missing.ckpt"): "missing.ckpt: no such checkpoint",
         ("--ckpt_path", "foreign.ckpt"): "expected a checkpoint that mmcoref wrote",
         ("--ckpt_path", str(tmp_path)): "expected a checkpoint file, got a folder",
-        ("--checkpoint.every_n_steps", "0"): "expected a positive number",
+        ("--checkpoint.every_n_steps", "0"): "checkpoint.every_n_steps: expected 1 or more, got 0",
+        ("--data.limit", "0"): "data.limit: expected 1 or more, got 0",
+        ("--model.lr", "-1"): "model.lr: expected 0 or more, got -1",
         ("--trainer.precision", "8-mixed"): "precision",
         ("--data.no_such_option", "1"): "no_such_option",
     }

@@ -222,13 +222,15 @@ class TrainBatch(NamedTuple):
         input_ids: (B, T) int64.
         attention_mask: (B, T) int64; 0 on padding.
         labels: (B, T) int64; the answer's tokens (letter to stop token) at their own positions, else `IGNORED`.
-        window_tokens: answer tokens of the whole optimizer step, over all its micro-batches and processes.
+        tokens: of these rows, without padding; counted here, as counting on a GPU would wait for it.
+        window_targets: answer tokens of the whole optimizer step, over all its micro-batches and processes.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
-    window_tokens: int
+    tokens: int
+    window_targets: int
 
 
 class Rows:
@@ -265,7 +267,7 @@ class EvalBatch(NamedTuple):
     rows: Rows
 
 
-def train_batch(rows: Sequence[tuple[Example, bool]], window_tokens: int, pad_id: int) -> TrainBatch:
+def train_batch(rows: Sequence[tuple[Example, bool]], window_targets: int, pad_id: int) -> TrainBatch:
     """Collates (example, whether it counts) rows; a row that does not count has no labels."""
     width = max(len(example.prompt_ids) + len(example.answer_ids) for example, _ in rows)
     input_ids = torch.full((len(rows), width), pad_id)
@@ -279,7 +281,7 @@ def train_batch(rows: Sequence[tuple[Example, bool]], window_tokens: int, pad_id
         attention_mask[row, :end] = 1
         if counts:
             labels[row, start:end] = answer
-    return TrainBatch(input_ids, attention_mask, labels, window_tokens)
+    return TrainBatch(input_ids, attention_mask, labels, int(attention_mask.sum()), window_targets)
 
 
 def eval_batch(rows: Sequence[tuple[Example, bool]], pad_id: int) -> EvalBatch:

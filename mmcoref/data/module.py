@@ -17,7 +17,7 @@ from mmcoref.data.sample import sample_records
 from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, global_seed
 from mmcoref.data.split import Split, split_records
 from mmcoref.data.tokenizer import TINY, TokenizerFiles, load_tokenizer, unpack_tokenizer
-from mmcoref.errors import UserError
+from mmcoref.errors import UserError, at_least
 
 SAMPLE = "sample"  # the word that stands for generated dialogues in place of a file
 SAMPLE_TEST = 346  # as many as the published test part
@@ -59,6 +59,9 @@ class MMCorefDataModule(pl.LightningDataModule):
         sample_seed: int = 0,
     ) -> None:
         super().__init__()
+        at_least(1, data__limit=limit, data__max_tokens=max_tokens, data__batch_size=batch_size, data__eval_batch_size=eval_batch_size)
+        at_least(1, data__sample_train=sample_train)
+        at_least(0, data__num_workers=num_workers)
         self.save_hyperparameters()
         self.file: DataFile | None = None
         self.split = Split((), (), ())
@@ -169,7 +172,7 @@ class MMCorefDataModule(pl.LightningDataModule):
         Raises:
             UserError: neither `max_epochs` nor `max_steps` ends the run.
         """
-        batches = -(-len(self.train) // (self.hparams["batch_size"] * self._replicas(trainer)["num_replicas"]))
+        batches = -(-len(self.train) // (self.hparams["batch_size"] * self.replicas(trainer)["num_replicas"]))
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         per_epoch = -(-batches // trainer.accumulate_grad_batches)
@@ -186,7 +189,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             batch_size=self.hparams["batch_size"],
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             seed=global_seed(),
-            **self._replicas(self.trainer),
+            **self.replicas(self.trainer),
         )
         return ResumableLoader(_Rows(self.train), sampler=sampler, collate_fn=self._train_batch, num_workers=self.hparams["num_workers"])
 
@@ -206,18 +209,18 @@ class MMCorefDataModule(pl.LightningDataModule):
         return DataLoader(
             _Rows(examples),
             batch_size=self.hparams["eval_batch_size"],
-            sampler=EvalSampler(len(examples), **self._replicas(self.trainer)),
+            sampler=EvalSampler(len(examples), **self.replicas(self.trainer)),
             collate_fn=self._eval_batch,
             num_workers=self.hparams["num_workers"],
         )
 
     @staticmethod
-    def _replicas(trainer: pl.Trainer | None) -> dict[str, int]:
+    def replicas(trainer: pl.Trainer | None) -> dict[str, int]:
         """How many processes see different data, and which of them this is: not always world size and rank."""
         return (trainer.distributed_sampler_kwargs if trainer else None) or {"num_replicas": 1, "rank": 0}
 
     def _train_batch(self, rows: list[tuple[Example, Slot]]) -> TrainBatch:
-        return train_batch([(example, slot.valid) for example, slot in rows], rows[0][1].window_tokens, self.encoder.pad_id)
+        return train_batch([(example, slot.valid) for example, slot in rows], rows[0][1].window_targets, self.encoder.pad_id)
 
     def _eval_batch(self, rows: list[tuple[Example, Slot]]) -> EvalBatch:
         return eval_batch([(example, slot.valid) for example, slot in rows], self.encoder.pad_id)

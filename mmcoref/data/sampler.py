@@ -26,7 +26,7 @@ class Slot(NamedTuple):
 
     example: int
     valid: bool
-    window_tokens: int = 0
+    window_targets: int = 0
 
 
 class TrainSampler(DistributedSampler[int]):

@@ -19,6 +19,7 @@ from mmcoref.data.encode import EvalBatch, Example, TrainBatch
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.sampler import global_seed
 from mmcoref.data.tokenizer import TINY, pack_tokenizer
+from mmcoref.errors import at_least
 from mmcoref.evaluation.metrics import answer_metrics
 from mmcoref.model.backbone import build_backbone, load_backbone
 from mmcoref.model.optim import linear_warmup_decay, parameter_groups
@@ -68,6 +69,8 @@ class MMCorefModule(pl.LightningModule):
         max_new_tokens: int | None = None,
     ) -> None:
         super().__init__()
+        at_least(0, model__lr=lr, model__weight_decay=weight_decay, model__warmup_steps=warmup_steps)
+        at_least(1, model__max_new_tokens=max_new_tokens)
         self.save_hyperparameters()
         self.lm: PreTrainedModel | None = None
         self.curve_metrics = answer_metrics()
@@ -126,28 +129,25 @@ class MMCorefModule(pl.LightningModule):
         # Dropout is seeded by place, not one stream over the run: no checkpoint holds such a stream for all processes.
         torch.manual_seed(hash((global_seed(), self.current_epoch, batch_idx, self.global_rank)) & 0x7FFFFFFFFFFFFFFF)
         loss_sum = target_loss_sum(self.backbone, batch)
-        self._window.add(loss_sum.detach(), int(batch.attention_mask.sum()), batch.window_tokens)
-        return loss_sum * (self.trainer.accumulate_grad_batches * self._processes / batch.window_tokens)
-
-    @property
-    def _processes(self) -> int:
-        """Processes that train on different records."""
-        return int((self.trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"])
+        self._window.add(loss_sum.detach(), batch.tokens, batch.window_targets)
+        processes = self.data.replicas(self.trainer)["num_replicas"]
+        return loss_sum * (self.trainer.accumulate_grad_batches * processes / batch.window_targets)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips the gradient's norm and logs it as it was before; once an optimizer step, after loss scaling is undone."""
-        if gradient_clip_algorithm not in (None, "norm"):
+        """Clips the gradients, and logs their norm before and what the step has seen; after loss scaling is undone."""
+        if gradient_clip_algorithm == "value":
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.backbone.parameters() if p.grad is not None])
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        norm = torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), gradient_clip_val or math.inf)
-        self.log("train/grad_norm", norm)
-        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
-        sums = torch.tensor([float(self._window.loss_sum), self._window.tokens], dtype=torch.float64, device=self.device)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), gradient_clip_val or math.inf)
+        sums = torch.tensor([float(self._window.loss_sum), self._window.tokens], device=self.device)
         loss_sum, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
         now = time.perf_counter()
         self.log("train/loss", loss_sum / self._window.targets, prog_bar=True)
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
+        self.log("train/grad_norm", norm)
         self.log("train/tokens_per_second", tokens / (now - self._window.start))
         self._window = _Window(now)
 
@@ -202,7 +202,8 @@ class MMCorefModule(pl.LightningModule):
         local = torch.tensor(int(metrics["object_accuracy"].n), device=self.device)  # type: ignore[arg-type]
         counted = int(self.trainer.strategy.reduce(local, reduce_op="sum"))
         metrics.reset()
-        whole = sum(batches) * self._processes * self.data.hparams["eval_batch_size"] >= expected
+        processes = self.data.replicas(self.trainer)["num_replicas"]
+        whole = sum(batches) * processes * self.data.hparams["eval_batch_size"] >= expected
         if whole and counted != expected:
             raise RuntimeError(f"{prefix}: expected each of {expected} records to be counted once, counted {counted}")
         self.log_dict({f"{prefix}/{name}": value.float() for name, value in values.items()})

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TokenizerFiles, first_line
-from mmcoref.errors import UserError
+from mmcoref.errors import UserError, at_least
 from mmcoref.model.module import MMCorefModule
 
 _CONFIG_KEY = "mmcoref_config"
@@ -148,8 +148,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps: expected a positive number or null, got {every_n_steps}.")
+        at_least(1, checkpoint__every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self._saved_step = 0
 

@@ -187,7 +187,7 @@ def test_training_rows_are_padded_on_the_right_and_only_answers_are_labelled(
 ) -> None:
     batch = train_batch(rows, 17, pad_id=9)
     assert (batch.input_ids.tolist(), batch.attention_mask.tolist(), batch.labels.tolist()) == (ids, mask, labels)
-    assert batch.window_tokens == 17
+    assert batch.window_targets == 17
     assert {tensor.dtype for tensor in batch[:3]} == {torch.int64}
 
 

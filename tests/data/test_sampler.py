@@ -80,7 +80,7 @@ def test_every_example_is_seen_once_in_full_windows(
     assert all(len(members(window)) == ranks * batch * accumulate for window in windows[:-1])
     assert len(windows) == -(-len(sizes) // (ranks * batch * accumulate))
     for window in windows:
-        assert {slot.window_tokens for slot in flat(window)} == {sum(sizes[i][1] for i in members(window))}
+        assert {slot.window_targets for slot in flat(window)} == {sum(sizes[i][1] for i in members(window))}
         assert {slot.example for slot in flat(window)} == set(members(window))  # rows that do not count come from the window too
 
 
@@ -94,7 +94,7 @@ def test_an_optimizer_step_has_the_same_examples_however_it_is_split(
     whole = steps(sizes, ranks=1, batch=effective, accumulate=1, seed=seed, epoch=epoch)
     split = steps(sizes, ranks=ranks, batch=batch, accumulate=effective // ranks // batch, seed=seed, epoch=epoch)
     assert [members(step) for step in split] == [members(step) for step in whole]
-    assert [flat(step)[0].window_tokens for step in split] == [flat(step)[0].window_tokens for step in whole]
+    assert [flat(step)[0].window_targets for step in split] == [flat(step)[0].window_targets for step in whole]
 
 
 @settings(deadline=None)
@@ -112,7 +112,7 @@ def test_micro_batches_of_all_ranks_go_from_long_to_short_within_a_window(
 def test_1380_examples_at_64_are_22_windows(ranks: int, batch: int, accumulate: int) -> None:
     windows = steps([(5, 2)] * 1380, ranks=ranks, batch=batch, accumulate=accumulate, seed=0, epoch=0)
     assert [len(members(window)) for window in windows] == [64] * 21 + [36]
-    assert [flat(window)[0].window_tokens for window in windows] == [128] * 21 + [72]
+    assert [flat(window)[0].window_targets for window in windows] == [128] * 21 + [72]
 
 
 def test_a_small_window_is_dealt_out_as_written_by_hand() -> None:
