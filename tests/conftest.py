@@ -18,7 +18,7 @@ from mmcoref.data.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)  # several processes at once, and the same sums everywhere
 
-_THINGS = ("컵", "모자", "기타", "화분")
+_THINGS = ("컵", "챙 넓은 모자", "기타", "키 큰 화분")  # of unequal lengths
 _COLOURS = ("빨간", "파란", "하얀", "까만")  # so that no two dialogues share their options
 _TOPICS = ("카페", "공원", "거실")
 _PLACES = {"카페": ("탁자", "창가"), "공원": ("벤치", "잔디"), "거실": ("책장", "소파")}

@@ -180,7 +180,8 @@ def test_the_command_line_wins_over_the_checkpoint_out_loud(arguments: list[str]
     assert "data.batch_size" not in said
     record = read("lightning_logs/version_1/record.json")
     assert (record["n"], record["partial"], record["max_new_tokens"]) == (2, True, 3)
-    assert record["cut"] == 2
+    lines = [json.loads(line) for line in Path("lightning_logs/version_1/predictions.jsonl").read_text("utf-8").splitlines()]
+    assert record["cut"] == sum(not line["stopped"] for line in lines) > 0
 
 
 def test_another_model_than_the_checkpoints_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -366,6 +367,19 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     (left,) = Path("lightning_logs/version_0/checkpoints").iterdir()
     assert left.name == "last.ckpt"
     assert torch.load(left, weights_only=True)["global_step"] == 3
+
+
+def test_a_trial_run_leaves_nothing(arguments: list[str]) -> None:
+    assert main(["fit", *arguments, "--trainer.fast_dev_run", "true"]) == 0
+    assert main(["test", *arguments, "--trainer.fast_dev_run", "true"]) == 0
+    assert not list(Path().rglob("*.ckpt"))
+    assert not list(Path().rglob("record.json"))
+
+
+def test_a_run_limited_to_some_batches_is_partial(arguments: list[str]) -> None:
+    assert main(["test", *arguments, "--data.eval_batch_size", "2", "--trainer.limit_test_batches", "1"]) == 0
+    record = read("lightning_logs/version_0/record.json")
+    assert (record["n"], record["partial"]) == (2, True)
 
 
 # ---------------------------------------------------------------------- the published file

@@ -160,10 +160,11 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves, after validation."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._save(trainer)
+        self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(Path(run_folder(trainer), "checkpoints", "last.ckpt"))
 

@@ -69,7 +69,7 @@ class RunRecord(pl.Callback):
         memory = _over_processes(trainer, _peak_memory_gib())
         folder = run_folder(trainer)  # on every process: it is broadcast
         predictions = _gather(trainer, self._mine)
-        if predictions is None:
+        if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data = _data(trainer)
         whole = len(predictions) == len(data.test)
@@ -107,7 +107,7 @@ class RunRecord(pl.Callback):
         """Gathers every process's predictions; the first process writes `predictions.jsonl`."""
         folder = run_folder(trainer)
         predictions = _gather(trainer, self._mine)
-        if predictions is None:
+        if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data = _data(trainer)
         _assert_each_once(predictions, len(data.unlabelled), whole=not _limited(trainer))
@@ -231,7 +231,8 @@ def _write(file: Path, text: str) -> None:
 
 
 def _limited(trainer: pl.Trainer) -> bool:
-    return any(limit != 1.0 for limit in (trainer.limit_test_batches, trainer.limit_predict_batches)) or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    """Whether some batches were left out on purpose: 1 (int) is one batch, 1.0 all of them."""
+    return any(isinstance(limit, int) or limit < 1.0 for limit in (trainer.limit_test_batches, trainer.limit_predict_batches))
 
 
 def _data(trainer: pl.Trainer) -> MMCorefDataModule:
