@@ -308,14 +308,15 @@ def test_last_with_no_run_starts_a_fit_and_stops_a_test(arguments: list[str], ca
 def test_last_is_the_newest_whole_checkpoint_of_the_newest_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert main(["fit", *arguments]) == 0
-    shutil.copytree("lightning_logs/version_1", "lightning_logs/version_10")  # newer than version_9 would be, and than version_2
+    shutil.move("lightning_logs/version_1", "lightning_logs/version_9")
+    shutil.copytree("lightning_logs/version_9", "lightning_logs/version_10")  # by number the newest, not by name
     capsys.readouterr()
     assert main(["test", "--ckpt_path", "last", *CPU]) == 0
     assert "checkpoint: lightning_logs/version_10/checkpoints/last.ckpt" in capsys.readouterr().err
     file = Path("lightning_logs/version_10/checkpoints/last.ckpt")
     file.write_bytes(file.read_bytes()[:-1000])
     assert main(["test", "--ckpt_path", "last", *CPU]) == 0
-    assert "checkpoint: lightning_logs/version_1/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert "checkpoint: lightning_logs/version_9/checkpoints/last.ckpt" in capsys.readouterr().err
     assert "is not a whole checkpoint" in refused(capsys, "test", "--ckpt_path", str(file))
 
 

@@ -92,11 +92,11 @@ def _score_options(lm: Any, batch: EvalBatch, cache: Any, next_logits: Tensor) -
 def _generate(
     lm: Any, mask: Tensor, cache: Any, next_logits: Tensor, stop_id: int, max_new_tokens: int
 ) -> tuple[list[list[int]], list[bool]]:
-    """Greedy decoding of B rows at once; a row that has stopped repeats the stop token until all have."""
+    """Greedy decoding of B rows at once; a row that has stopped runs along until all have, and is cut behind its stop token."""
     tokens: list[Tensor] = []
     stopped = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
     while len(tokens) < max_new_tokens:
-        token = next_logits.argmax(-1).masked_fill(stopped, stop_id)  # (B,)
+        token = next_logits.argmax(-1)  # (B,)
         tokens.append(token)
         stopped |= token == stop_id
         if len(tokens) == max_new_tokens or bool(stopped.all()):
