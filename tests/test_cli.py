@@ -235,6 +235,13 @@ def test_every_test_run_writes_its_record_predictions_and_a_text_to_read(argumen
     for name in names:
         score = record["metrics"][name]
         assert score == {"value": score["k"] / 3, "k": sum(line[name] for line in lines), "n": 3}
+        low, high = record["intervals"][name]
+        assert 0 <= low <= score["value"] <= high <= 1
+    assert [floor["name"] for floor in record["floors"]][1:] == [
+        "mentioned last, whole noun",
+        "mentioned last, last word",
+        "photo of the speaker not named",
+    ]
     text = (folder / "eval_test.txt").read_text("utf-8")
     for test_record in read_records(str(data_file)).records[9:]:
         assert test_record.problem in text

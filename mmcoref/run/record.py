@@ -11,6 +11,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ import mmcoref
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.record import LETTERS
 from mmcoref.evaluation.answer import parse_answer
+from mmcoref.evaluation.floors import floors
 from mmcoref.evaluation.metrics import Verdict, judge
+from mmcoref.evaluation.stats import wilson
 from mmcoref.model.module import MMCorefModule, Prediction
 from mmcoref.run.checkpoint import Stored, run_folder
 
@@ -76,6 +79,8 @@ class RunRecord(pl.Callback):
         _assert_each_once(predictions, len(data.test), whole=whole or not _limited(trainer))
         verdicts = [judge(prediction.text, prediction.example.record) for prediction in predictions]
         scores, unparsable = _scores(verdicts), sum(verdict.unparsable for verdict in verdicts)
+        tested = [prediction.example.record for prediction in predictions]
+        found = floors([data.file.records[i] for i in data.split.train], tested)  # type: ignore[union-attr]
         record = {
             "config": self.config,
             "checkpoint": None if self.stored is None else {"path": str(self.stored.path), "step": self.stored.step},
@@ -90,6 +95,8 @@ class RunRecord(pl.Callback):
             "partial": data.partial or not whole,
             "n": len(predictions),
             "metrics": scores,
+            "intervals": {name: list(wilson(int(score["k"]), int(score["n"]))) for name, score in scores.items()},
+            "floors": [asdict(floor) for floor in found],
             "unparsable": unparsable,
             "cut": sum(not prediction.stopped for prediction in predictions),
             "max_new_tokens": _module(trainer).max_new_tokens,
@@ -101,7 +108,7 @@ class RunRecord(pl.Callback):
         _write(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         _write(folder / "eval_test.txt", _readable(predictions, verdicts, scores, unparsable))
         _write(folder / "record.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
-        _print_scores(scores, {"unparsable": unparsable, "cut at max_new_tokens": record["cut"]}, folder)
+        _print_scores(record, folder)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gathers every process's predictions; the first process writes `predictions.jsonl`."""
@@ -146,15 +153,20 @@ def _scores(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float | int]]:
     return {name: {"value": k / n, "k": k, "n": n} for name, k in hits.items()}
 
 
-def _print_scores(scores: dict[str, dict[str, float | int]], counts: dict[str, Any], folder: Path) -> None:
-    """The run's result on standard output."""
-    table = Table(title=f"{folder}")
-    for heading, justify in (("", "left"), ("k", "right"), ("of n", "right"), ("", "right")):
+def _print_scores(record: dict[str, Any], folder: Path) -> None:
+    """The run's result on standard output, beside what no model scores."""
+    table = Table(title=f"{folder}, n = {record['n']}")
+    for heading, justify in (("", "left"), ("k", "right"), ("share", "right"), ("95 % interval", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for name, score in scores.items():
-        table.add_row(name, str(score["k"]), str(score["n"]), f"{score['value']:.3f}")
-    for name, count in counts.items():
-        table.add_row(name, str(count), str(scores["object_accuracy"]["n"]))
+    for name, score in record["metrics"].items():
+        low, high = record["intervals"][name]
+        table.add_row(name, str(score["k"]), f"{score['value']:.3f}", f"{low:.3f} – {high:.3f}")
+    table.add_row("unparsable", str(record["unparsable"]), "", "")
+    table.add_row("cut at max_new_tokens", str(record["cut"]), "", "", end_section=True)
+    for floor in record["floors"]:
+        for level in ("object", "photo"):
+            if floor[level] is not None:
+                table.add_row(f"{level}, {floor['name']}", str(floor[level]), f"{floor[level] / floor['n']:.3f}", "no model")
     Console().print(table)
 
 
