@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmcoref.data.encode import Encoder, Example, eval_batch, train_batch
@@ -44,6 +46,17 @@ def test_option_scores_equal_four_full_passes(lm: LlamaForCausalLM, encoder: Enc
             theirs = [full_forward_logprob(lm, example.prompt_ids, option) for option in example.option_ids]
             assert ours == pytest.approx(theirs, abs=1e-4)
             assert max(theirs) - min(theirs) > 1  # the four differ, so that a mix-up would show
+
+
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=5))
+@settings(max_examples=15, deadline=None)
+def test_a_score_does_not_depend_on_the_rows_beside_it_or_their_padding(
+    lm: LlamaForCausalLM, encoder: Encoder, examples: list[Example], rows: list[int]
+) -> None:
+    together = answer(lm, eval_batch([(examples[i], True) for i in rows], encoder.pad_id), stop_id=encoder.stop_id, max_new_tokens=1)
+    for i, scores in zip(rows, together.option_logprobs, strict=True):
+        alone = answer(lm, eval_batch([(examples[i], True)], encoder.pad_id), stop_id=encoder.stop_id, max_new_tokens=1)
+        assert torch.allclose(scores, alone.option_logprobs[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 12])
