@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmcoref import __version__
-from mmcoref.errors import USER_ERROR_EXIT, UserError
+from mmcoref.errors import USER_ERROR_EXIT, Stopped, UserError
 
 _TRAINER_PROGRAMS = {
     "fit": "train a model on the train records",
@@ -31,7 +31,8 @@ programs:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one program and returns its exit code: 0, or 2 for a mistake of the user's, told in one message.
+    """Runs one program and returns its exit code: 0; 2 for a mistake of the user's, told in one message; 130 or 143 where a
+    fit was told to stop and has saved its checkpoint.
 
     Args:
         args: the command line after the program's name; by default the process's own.
@@ -56,6 +57,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"mmcoref: error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT
+    except Stopped as stopped:
+        logging.getLogger(__name__).info("%s", stopped)
+        return stopped.exit_code
     return 0
 
 

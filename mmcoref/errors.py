@@ -12,6 +12,18 @@ class UserError(Exception):
     """A mistake the user can mend; `str(error)` is the whole message."""
 
 
+class Stopped(Exception):
+    """A run was told to stop by a signal, and has saved its checkpoint.
+
+    Attributes:
+        exit_code: 128 and the signal's number, as a shell expects.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def at_least(least: int, **settings: float | None) -> None:
     """Checks settings that have a lower bound; None means "not set". A section's dot is written as two underscores.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mmcoref import __version__
 from mmcoref.cli import main
 from mmcoref.data.record import Record, dump_records, read_records
+from mmcoref.model.module import MMCorefModule
 from mmcoref.run.checkpoint import LastCheckpoint
 from tests.conftest import published_path
 
@@ -303,6 +306,30 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
     straight, resumed = weights("straight/lightning_logs/version_0/checkpoints/last.ckpt"), weights()
     assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("at", [1, 2])  # in an epoch's middle, at its last step
+def test_a_run_told_to_stop_saves_and_goes_on_bit_for_bit(
+    arguments: list[str], number: int, code: int, at: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *arguments, "--trainer.default_root_dir", "straight"]) == 0
+    clip = MMCorefModule.configure_gradient_clipping
+
+    def signalled(self: MMCorefModule, *args: Any, **kwargs: Any) -> None:
+        if self.trainer.global_step == at:
+            os.kill(os.getpid(), number)
+        clip(self, *args, **kwargs)
+
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patched:
+        patched.setattr(MMCorefModule, "configure_gradient_clipping", signalled)
+        assert main(["fit", *arguments]) == code
+    assert f"stopped at step {at + 1}, checkpoint saved; go on with: mmcoref fit --ckpt_path last" in capsys.readouterr().err
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    straight, resumed = weights("straight/lightning_logs/version_0/checkpoints/last.ckpt"), weights()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from mmcoref.data.record import Record, dump_records
+from mmcoref.run.checkpoint import read_stored
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -83,3 +86,40 @@ def test_two_processes_train_to_the_same_weights_as_one_and_resume(llama_folder:
     said = mmcoref("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", processes=2)
     assert "trainer.max_epochs: 3 (given now) instead of 2 (checkpoint)" in said
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [False, True], ids=["SIGTERM to the first process", "Ctrl-C to all"])
+def test_two_processes_told_to_stop_save_once_and_end(llama_folder: Path, data_file: Path, whole_group: bool) -> None:
+    command = [sys.executable, "-m", "mmcoref", "fit", "--model.name", str(llama_folder), "--data.path", str(data_file)]
+    command += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "100000"]
+    environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    run = subprocess.Popen(
+        [*command, "--trainer.enable_progress_bar", "false"], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if whole_group:
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        os.kill(run.pid, signal.SIGTERM)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == (130 if whole_group else 143), said[-2000:]
+    assert said.count("checkpoint saved") == 1
+    assert "Traceback" not in said
+    assert f"stopped at step {read_stored(last).step}," in said
+    assert ends(run.pid, within=30), "a process is left waiting"
+
+
+def ends(group: int, *, within: float) -> bool:
+    """Whether a process group is gone in that many seconds."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.2)
+    return False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TokenizerFiles, first_line
-from mmcoref.errors import UserError, at_least
+from mmcoref.errors import Stopped, UserError, at_least
 from mmcoref.model.module import MMCorefModule
+
+log = logging.getLogger(__name__)
 
 _CONFIG_KEY = "mmcoref_config"
 _VERSION = re.compile(r"version_(\d+)")
@@ -141,7 +146,11 @@ def find_last(root: Path, *, best: bool = False) -> Path | None:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `checkpoints/last.ckpt` at the end of every epoch, and every n optimizer steps if asked to.
+    """Keeps `checkpoints/last.ckpt`: at the end of every epoch, every n optimizer steps if asked to, and when told to stop.
+
+    SIGINT (Ctrl-C) and SIGTERM stop a fit behind the current optimizer step, on all processes at the same one, whichever
+    of them got the signal. Lightning's handlers broadcast from inside the signal, which hangs under data parallelism. A
+    second signal ends the process at once.
 
     Args:
         every_n_steps: optimizer steps between saves within an epoch; by default none.
@@ -150,23 +159,63 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, every_n_steps: int | None = None) -> None:
         at_least(1, checkpoint__every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
-        self._saved_step = 0
+        self._step = 0
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the signals over, behind Lightning's own handlers, where this is the main thread."""
+        self._step, self._signal = trainer.global_step, 0
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._signal:
+            self._release_signals()
+            raise KeyboardInterrupt
+        self._signal = number
+        log.info("%s: stopping behind this optimizer step; a second signal stops at once", signal.Signals(number).name)
+
+    def _release_signals(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves at optimizer steps that are multiples of `every_n_steps`, except an epoch's last, which its end saves."""
-        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if due and trainer.global_step != self._saved_step and not trainer.is_last_batch:
+        """Behind an optimizer step: saves if the step is due or the run is told to stop.
+
+        Raises:
+            Stopped: it is, and has been saved.
+        """
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        stop = int(over_processes(trainer, self._signal))
+        due = self.every_n_steps is not None and self._step % self.every_n_steps == 0
+        if (due or stop) and not trainer.is_last_batch:  # the epoch's end saves its last step, behind validation
             self._save(trainer)
+            self._stop(stop)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves, after validation."""
+        """Saves, behind validation."""
         self._save(trainer)
+        self._stop(int(over_processes(trainer, self._signal)))
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        self._saved_step = trainer.global_step
-        trainer.save_checkpoint(Path(run_folder(trainer), "checkpoints", "last.ckpt"))
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(Path(run_folder(trainer), "checkpoints", "last.ckpt"))
+
+    def _stop(self, number: int) -> None:
+        if number:
+            raise Stopped(f"stopped at step {self._step}, checkpoint saved; go on with: mmcoref fit --ckpt_path last", number)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        self._release_signals()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Gives the signals back."""
+        self._release_signals()
 
 
 class StoredConfig(pl.Callback):
@@ -187,3 +236,10 @@ class StoredConfig(pl.Callback):
 def run_folder(trainer: pl.Trainer) -> Path:
     """`lightning_logs/version_N` of a run, the same on every process; without a logger, the trainer's root."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def over_processes(trainer: pl.Trainer, value: float) -> float:
+    """The largest value of any process; every process must ask."""
+    if trainer.world_size == 1:
+        return value
+    return float(trainer.strategy.reduce(torch.tensor(float(value), device=trainer.strategy.root_device), reduce_op="max"))

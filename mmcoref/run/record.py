@@ -30,7 +30,7 @@ from mmcoref.evaluation.floors import floors
 from mmcoref.evaluation.metrics import Verdict, judge
 from mmcoref.evaluation.stats import wilson
 from mmcoref.model.module import MMCorefModule, Prediction
-from mmcoref.run.checkpoint import Stored, run_folder
+from mmcoref.run.checkpoint import Stored, over_processes, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class RunRecord(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gathers every process's predictions; the first process writes."""
         seconds = time.perf_counter() - self._start
-        memory = _over_processes(trainer, _peak_memory_gib())
+        memory = over_processes(trainer, _peak_memory_gib())
         folder = run_folder(trainer)  # on every process: it is broadcast
         predictions = _gather(trainer, self._mine)
         if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -205,11 +205,6 @@ def _gather(trainer: pl.Trainer, mine: list[Prediction]) -> list[Prediction] | N
     if everyone is None:
         return None
     return sorted((prediction for part in everyone for prediction in part), key=lambda prediction: prediction.example.index)
-
-
-def _over_processes(trainer: pl.Trainer, value: float) -> float:
-    """The largest value of any process."""
-    return float(trainer.strategy.reduce(torch.tensor(value, device=trainer.strategy.root_device), reduce_op="max"))
 
 
 def _peak_memory_gib() -> float:
