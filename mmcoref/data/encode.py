@@ -216,18 +216,16 @@ def _token_id(value: object) -> int:
 
 
 class TrainBatch(NamedTuple):
-    """Right-padded training rows.
+    """Right-padded training rows; causal attention needs no mask for them, as padding comes last.
 
     Attributes:
         input_ids: (B, T) int64.
-        attention_mask: (B, T) int64; 0 on padding.
         labels: (B, T) int64; the answer's tokens (letter to stop token) at their own positions, else `IGNORED`.
         tokens: of these rows, without padding; counted here, as counting on a GPU would wait for it.
         window_targets: answer tokens of the whole optimizer step, over all its micro-batches and processes.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     labels: Tensor
     tokens: int
     window_targets: int
@@ -272,16 +270,15 @@ def train_batch(rows: Sequence[tuple[Example, bool]], window_targets: int, pad_i
     width = max(len(example.prompt_ids) + len(example.answer_ids) for example, _ in rows)
     input_ids = torch.full((len(rows), width), pad_id)
     labels = torch.full((len(rows), width), IGNORED)
-    attention_mask = torch.zeros(len(rows), width, dtype=torch.int64)
     for row, (example, counts) in enumerate(rows):
         start, answer = len(example.prompt_ids), torch.tensor(example.answer_ids)
         end = start + len(answer)
         input_ids[row, :start] = torch.tensor(example.prompt_ids)
         input_ids[row, start:end] = answer
-        attention_mask[row, :end] = 1
         if counts:
             labels[row, start:end] = answer
-    return TrainBatch(input_ids, attention_mask, labels, int(attention_mask.sum()), window_targets)
+    tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example, _ in rows)
+    return TrainBatch(input_ids, labels, tokens, window_targets)
 
 
 def eval_batch(rows: Sequence[tuple[Example, bool]], pad_id: int) -> EvalBatch:

@@ -37,7 +37,9 @@ def target_loss_sum(lm: nn.Module, batch: TrainBatch) -> Tensor:
     """
     predicts = batch.labels[:, 1:] != IGNORED  # (B, T-1): a position predicts the next token
     targets = batch.labels[:, 1:][predicts]  # (N,)
-    logits = logits_at(lm, F.pad(predicts, (0, 1)), input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    # No attention mask: padding stands on the right, where causal attention never looks from a real token, and without
+    # a mask the attention kernels take their fast path.
+    logits = logits_at(lm, F.pad(predicts, (0, 1)), input_ids=batch.input_ids)
     return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, targets, reduction="sum")
 
 

@@ -161,34 +161,34 @@ MIDDLE = example((1, 34, 35), (60, 61, 62, 63, 64, 2), (65, 2), (66, 2), (67, 2)
 
 
 @pytest.mark.parametrize(
-    ("rows", "ids", "mask", "labels"),
+    ("rows", "ids", "tokens", "labels"),
     [
-        ([(SHORT, True)], [[1, 30, 41, 2]], [[1, 1, 1, 1]], [[X, X, 41, 2]]),
-        ([(LONG, True)], [[1, 31, 32, 33, 54, 55, 56, 2]], [[1] * 8], [[X, X, X, X, 54, 55, 56, 2]]),
-        ([(SHORT, False)], [[1, 30, 41, 2]], [[1, 1, 1, 1]], [[X, X, X, X]]),
+        ([(SHORT, True)], [[1, 30, 41, 2]], 4, [[X, X, 41, 2]]),
+        ([(LONG, True)], [[1, 31, 32, 33, 54, 55, 56, 2]], 8, [[X, X, X, X, 54, 55, 56, 2]]),
+        ([(SHORT, False)], [[1, 30, 41, 2]], 4, [[X, X, X, X]]),
         (
             [(SHORT, True), (LONG, True)],
             [[1, 30, 41, 2, 9, 9, 9, 9], [1, 31, 32, 33, 54, 55, 56, 2]],
-            [[1, 1, 1, 1, 0, 0, 0, 0], [1] * 8],
+            12,
             [[X, X, 41, 2, X, X, X, X], [X, X, X, X, 54, 55, 56, 2]],
         ),
         (
             # The width is the gold answers': MIDDLE's first option is longer, and is not trained.
             [(MIDDLE, True), (SHORT, False), (SHORT, True)],
             [[1, 34, 35, 66, 2], [1, 30, 41, 2, 9], [1, 30, 41, 2, 9]],
-            [[1] * 5, [1, 1, 1, 1, 0], [1, 1, 1, 1, 0]],
+            13,
             [[X, X, X, 66, 2], [X] * 5, [X, X, 41, 2, X]],
         ),
     ],
     ids=["one row", "one long row", "one row that does not count", "rows of unequal length", "a row that does not count among others"],
 )
 def test_training_rows_are_padded_on_the_right_and_only_answers_are_labelled(
-    rows: list[tuple[Example, bool]], ids: list[list[int]], mask: list[list[int]], labels: list[list[int]]
+    rows: list[tuple[Example, bool]], ids: list[list[int]], tokens: int, labels: list[list[int]]
 ) -> None:
     batch = train_batch(rows, 17, pad_id=9)
-    assert (batch.input_ids.tolist(), batch.attention_mask.tolist(), batch.labels.tolist()) == (ids, mask, labels)
+    assert (batch.input_ids.tolist(), batch.tokens, batch.labels.tolist()) == (ids, tokens, labels)
     assert batch.window_targets == 17
-    assert {tensor.dtype for tensor in batch[:3]} == {torch.int64}
+    assert {tensor.dtype for tensor in batch[:2]} == {torch.int64}
 
 
 @pytest.mark.parametrize("gold", range(4))
@@ -198,13 +198,13 @@ def test_a_records_labels_are_written_by_hand(gold: int) -> None:
     fill = 3 - gold
     assert batch.input_ids.tolist() == [[*PROMPT, *OPTIONS[gold], *[0] * fill], [*PROMPT, *OPTIONS[3]]]
     assert batch.labels.tolist() == [[*[X] * 47, *OPTIONS[gold], *[X] * fill], [*[X] * 47, *OPTIONS[3]]]
-    assert batch.attention_mask.tolist() == [[*[1] * (47 + 4 + gold), *[0] * fill], [1] * 54]
+    assert batch.tokens == 47 + 4 + gold + 54
 
 
 def test_padding_with_the_stop_token_hides_no_stop_token_from_the_labels() -> None:
     batch = train_batch([(SHORT, True), (LONG, True)], 1, pad_id=2)
     assert batch.labels[0].tolist() == [X, X, 41, 2, X, X, X, X]
-    assert batch.attention_mask[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert batch.tokens == 12
 
 
 def test_evaluation_prompts_are_padded_on_the_left_and_options_on_the_right() -> None:
@@ -244,12 +244,10 @@ def test_what_a_row_holds_does_not_depend_on_the_rows_beside_it(rows: list[tuple
     together = train_batch(rows, 1, pad_id)
     for place, row in enumerate(rows):
         alone = train_batch([row], 1, 0)
-        kept = together.attention_mask[place].bool()
-        assert kept.sum() == alone.input_ids.shape[1]
-        for mine, theirs in zip(alone[:3], together[:3], strict=True):
-            assert theirs[place][kept].tolist() == mine[0].tolist()
-        assert set(together.labels[place][~kept].tolist()) <= {IGNORED}
-        assert set(together.input_ids[place][~kept].tolist()) <= {pad_id}
+        for mine, theirs in zip(alone[:2], together[:2], strict=True):
+            assert theirs[place][: alone.tokens].tolist() == mine[0].tolist()
+        assert set(together.labels[place][alone.tokens :].tolist()) <= {IGNORED}
+        assert set(together.input_ids[place][alone.tokens :].tolist()) <= {pad_id}
     batch = eval_batch(rows, pad_id)
     assert list(batch.rows) == rows
     for place, (one, _) in enumerate(rows):
