@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import tempfile
@@ -24,7 +25,8 @@ from mmcoref.data.tokenizer import TINY
 from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run import preflight
-from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
+from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored, run_folder
+from mmcoref.run.progress import PlainProgress
 from mmcoref.run.record import RunRecord
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class MMCorefCLI(LightningCLI):
             trainer_defaults=_TRAINER_DEFAULTS,
             save_config_kwargs={"overwrite": True},  # a resumed run goes on in its folder
             auto_configure_optimizers=False,
+            # A wrong option raises, and is told in one sentence instead of below forty lines of usage.
+            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
         )
 
     @staticmethod
@@ -118,6 +122,8 @@ class MMCorefCLI(LightningCLI):
             log.info("checkpoint: %s", found)
         elif stage == "fit" and asked == "last":
             log.info("no checkpoint under %s: the training starts from the beginning", root)
+        elif asked == "best":
+            raise UserError(f"--ckpt_path best: none under {root}; it is kept by a fit with --data.val_size, such as 138.")
         else:
             raise UserError(f"--ckpt_path {asked}: no whole checkpoint under {root}; train first (mmcoref fit), or name a file.")
         return found
@@ -184,7 +190,7 @@ class MMCorefCLI(LightningCLI):
             kwargs["precision"] = None
             plugins.append(MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
         kwargs["plugins"] = plugins
-        callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored)]
+        callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored), PlainProgress()]
         if settings["data"]["val_size"] and self.subcommand == "fit":
             callbacks.append(ModelCheckpoint(monitor="val/object_accuracy", mode="max", filename="best", enable_version_counter=False))
         kwargs["callbacks"] = callbacks
@@ -217,6 +223,8 @@ class MMCorefCLI(LightningCLI):
             len(data.file.records), "train/val/test" if data.split.val else "train/test", sizes,
             sum(lengths) / len(lengths), max(lengths), window, steps, trainer.max_epochs, -(-len(lengths) // window),
         )  # fmt: skip
+        if self.stored is not None and self.stored.step >= steps:
+            log.warning("this run is finished, %d of %d steps: raise --trainer.max_epochs to go on", self.stored.step, steps)
         self._say_dropped()
         if len(data.split.val) < data.hparams["val_size"] and not data.partial:
             log.warning("data.val_size: %d held out, as no cluster of the missing size is left", len(data.split.val))
@@ -230,9 +238,15 @@ class MMCorefCLI(LightningCLI):
         warmup = self.model.hparams["warmup_steps"]
         if steps <= warmup:
             log.warning(
-                "the run ends after %d optimizer steps, within its %d warm-up steps: the learning rate reaches %.0f %% of model.lr, never "
-                "decays; lower --model.warmup_steps", steps, warmup, 100 * steps / warmup,
+                "the run ends after %d optimizer steps, within its %d warm-up steps: the learning rate reaches %.0f %% of model.lr "
+                "and does not decay; lower --model.warmup_steps", steps, warmup, 100 * steps / warmup,
             )  # fmt: skip
+
+    def after_fit(self) -> None:
+        """The last log line of a fit: where its checkpoint is, and what comes next."""
+        last = Path(run_folder(self.trainer), "checkpoints", "last.ckpt")
+        if last.exists():
+            log.info("step %d, checkpoint: %s; next: mmcoref test --ckpt_path last", self.trainer.global_step, last)
 
     def before_test(self) -> None:
         """Reads the data, so that a mistake in it is told first, and says what is tested."""
@@ -271,6 +285,8 @@ def run(argv: Sequence[str]) -> None:
         MMCorefCLI(argv)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except argparse.ArgumentError as error:
+        raise UserError(f"{str(error).strip()} (mmcoref {argv[0]} --help lists the options)") from None
 
 
 def _quiet() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from mmcoref import __version__
 from mmcoref.cli import main
 from mmcoref.data.record import Record, dump_records, read_records
 from mmcoref.model.module import MMCorefModule
+from mmcoref.run import progress
 from mmcoref.run.checkpoint import LastCheckpoint
 from tests.conftest import published_path
 
@@ -51,6 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     error = capsys.readouterr().err
     assert code == 2
     assert "Traceback" not in error
+    assert "usage:" not in error
     return error.rpartition("error: ")[2].strip()
 
 
@@ -378,6 +381,8 @@ def test_mistakes_are_told_in_one_message_with_exit_code_2(
         ("--model.lr", "-1"): "model.lr: expected 0 or more, got -1",
         ("--trainer.precision", "8-mixed"): "precision",
         ("--data.no_such_option", "1"): "no_such_option",
+        ("--model.lr", "fast"): "model.lr",
+        ("--config", "nowhere.yaml"): "nowhere.yaml",
     }
     for extra, expected in cases.items():
         assert expected in refused(capsys, "fit", *arguments, *extra), extra
@@ -415,6 +420,21 @@ def test_a_run_limited_to_some_batches_is_partial(arguments: list[str]) -> None:
     assert main(["test", *arguments, "--data.eval_batch_size", "2", "--trainer.limit_test_batches", "1"]) == 0
     record = read("lightning_logs/version_0/record.json")
     assert (record["n"], record["partial"]) == (2, True)
+    assert "partial" in Path("lightning_logs/version_0/eval_test.txt").read_text("utf-8")
+
+
+def test_a_fit_ends_by_saying_what_comes_next_and_a_finished_one_says_so(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments]) == 0
+    said = capsys.readouterr().err
+    assert "step 6, checkpoint: lightning_logs/version_0/checkpoints/last.ckpt; next: mmcoref test --ckpt_path last" in said
+    assert main(["fit", "--ckpt_path", "last"]) == 0
+    assert "this run is finished, 6 of 6 steps: raise --trainer.max_epochs to go on" in capsys.readouterr().err
+
+
+def test_a_log_gets_a_line_now_and_then(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.0)
+    assert main(["fit", *arguments]) == 0
+    assert re.findall(r"step (\d) of 6, loss \d\.\d{3}, about 0 min left", capsys.readouterr().err)[-1] == "6"
 
 
 # ---------------------------------------------------------------------- the published file

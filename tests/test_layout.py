@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "mmcoref"
-ROOMS = ("data", "evaluation", "model", "run", "tools")  # in the order in which a dialogue passes them
+ROOMS = ("data", "evaluation", "model", "run")  # in the order in which a dialogue passes them
 DOORS = ("cli", "lightning_cli", "__main__")  # they may know every room
 FREE = ("errors",)
 

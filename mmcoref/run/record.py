@@ -106,7 +106,7 @@ class RunRecord(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         lines = [_line(prediction, verdict) for prediction, verdict in zip(predictions, verdicts, strict=True)]
         _write(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        _write(folder / "eval_test.txt", _readable(predictions, verdicts, scores, unparsable))
+        _write(folder / "eval_test.txt", _readable(predictions, verdicts, record))
         _write(folder / "record.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
         _print_scores(record, folder)
 
@@ -155,7 +155,7 @@ def _scores(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float | int]]:
 
 def _print_scores(record: dict[str, Any], folder: Path) -> None:
     """The run's result on standard output, beside what no model scores."""
-    table = Table(title=f"{folder}, n = {record['n']}")
+    table = Table(title=f"{folder}, n = {record['n']}{', partial' if record['partial'] else ''}")
     for heading, justify in (("", "left"), ("k", "right"), ("share", "right"), ("95 % interval", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for name, score in record["metrics"].items():
@@ -170,9 +170,7 @@ def _print_scores(record: dict[str, Any], folder: Path) -> None:
     Console().print(table)
 
 
-def _readable(
-    predictions: Sequence[Prediction], verdicts: Sequence[Verdict], scores: dict[str, dict[str, float | int]], unparsable: int
-) -> str:
+def _readable(predictions: Sequence[Prediction], verdicts: Sequence[Verdict], run: dict[str, Any]) -> str:
     """Each dialogue's question, gold, output and verdict, then the totals."""
     blocks = []
     for prediction, verdict in zip(predictions, verdicts, strict=True):
@@ -186,8 +184,9 @@ def _readable(
             f"  output:  {prediction.text!r}{'' if prediction.stopped else ' (cut: it did not stop)'}\n"
             f"  verdict: {parsed}; {outcome}\n"
         )
-    totals = [f"{name}: {score['k']}/{score['n']} = {score['value']:.4f}" for name, score in scores.items()]
-    return "\n".join([*blocks, *totals, f"unparsable: {unparsable}/{len(predictions)}"]) + "\n"
+    totals = [f"{name}: {score['k']}/{score['n']} = {score['value']:.4f}" for name, score in run["metrics"].items()]
+    partial = ["partial: not all test records"] if run["partial"] else []
+    return "\n".join([*blocks, *totals, f"unparsable: {run['unparsable']}/{run['n']}", *partial]) + "\n"
 
 
 def _assert_each_once(predictions: Sequence[Prediction], expected: int, *, whole: bool) -> None:
