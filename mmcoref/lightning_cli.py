@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 from mmcoref.data.module import MMCorefDataModule
-from mmcoref.data.tokenizer import TINY
+from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run import preflight
@@ -172,7 +172,7 @@ class MMCorefCLI(LightningCLI):
         settings = self._plain(self.subcommand)
         trainer, model, training = settings["trainer"], settings["model"]["name"], self.subcommand == "fit"
         preflight.check_devices(trainer, settings["data"]["batch_size"])
-        if model == TINY or self.stored is not None:
+        if model in TINY_NAMES or self.stored is not None:
             return
         parameters = preflight.parameter_count(preflight.check_model(model))
         if trainer["strategy"] in ("auto", "ddp") and trainer["accelerator"] != "cpu":

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from mmcoref.errors import UserError
 
-TINY = "tiny"
+TINY, TINY_RANDOM = "tiny", "tiny-random"  # the embedded model, from its shipped backbone or from random weights
+TINY_NAMES = (TINY, TINY_RANDOM)
 TINY_VOCABULARY = 4096
 _TINY_BOS, _TINY_EOS, _TINY_PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 
@@ -45,12 +46,12 @@ def load_tokenizer(name: str, train_texts: Iterable[str]) -> PreTrainedTokenizer
 
     Args:
         name: a hub name, a folder, or `tiny`.
-        train_texts: what the tokenizer of `tiny` is trained on; not read for any other name.
+        train_texts: what the tokenizer of `tiny` and `tiny-random` is trained on; not read for any other name.
 
     Raises:
         UserError: the folder or hub repository has no tokenizer that can be loaded.
     """
-    if name == TINY:
+    if name in TINY_NAMES:
         return train_tokenizer(train_texts)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

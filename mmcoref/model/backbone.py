@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from mmcoref.data.tokenizer import TINY, first_line, pad_token_id
+from mmcoref.data.tokenizer import TINY, TINY_RANDOM, first_line, pad_token_id
 from mmcoref.errors import UserError
+
+TINY_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
+_BY_TOKEN = ("model.embed_tokens.weight", "lm_head.weight")  # (V, H): a row belongs to a token, whose id the data decide
 
 # The smallest Llama that learnt the generated dialogues in trials; a width of 64 stayed at chance.
 # initializer_range is 4 times Llama's: at 0.02 a model this narrow starts with logits too flat to leave chance in time.
@@ -45,8 +53,11 @@ def load_backbone(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMo
     Raises:
         UserError: no such folder or repository, or files that are not a causal language model.
     """
-    if name == TINY:
-        return build_backbone(tiny_config(tokenizer).to_dict())
+    if name in (TINY, TINY_RANDOM):
+        model = build_backbone(tiny_config(tokenizer).to_dict())
+        if name == TINY:
+            transplant(model, tokenizer, TINY_WEIGHTS)
+        return model
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -58,6 +69,33 @@ def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
     """A model of this shape whose weights are still to come from a checkpoint."""
     shape: PretrainedConfig = AutoConfig.for_model(**config)
     return _ready(AutoModelForCausalLM.from_config(shape, dtype=torch.float32))  # type: ignore[no-untyped-call]
+
+
+def transplant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Copies a backbone that `save_backbone` wrote into a model of its shape, whose tokenizer may have other tokens.
+
+    Rows of tokens that the backbone does not know keep their random weights.
+    """
+    with safe_open(file, framework="pt") as stored:
+        known: list[str] = json.loads(stored.metadata()["vocabulary"])
+        theirs: dict[str, Tensor] = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118  # no dict
+    ids = tokenizer.get_vocab()
+    pairs = [(ids[token], place) for place, token in enumerate(known) if token in ids]
+    mine, places = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, weights in theirs.items():
+            if name in _BY_TOKEN:
+                state[name][mine] = weights[places]
+            else:
+                state[name].copy_(weights)
+
+
+def save_backbone(state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Writes the weights of a trained `tiny-random` in float16, with the tokens that their embedding rows belong to."""
+    ids = tokenizer.get_vocab()
+    vocabulary = json.dumps(sorted(ids, key=lambda token: ids[token]))
+    save_file({name: weights.to(torch.float16).contiguous() for name, weights in state.items()}, file, {"vocabulary": vocabulary})
 
 
 def _ready(model: Any) -> PreTrainedModel:

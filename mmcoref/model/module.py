@@ -53,7 +53,8 @@ class MMCorefModule(pl.LightningModule):
     """A causal language model with the answer's loss, the three accuracies and AdamW.
 
     Args:
-        name: a hub name, a local folder, or `tiny`, a small Llama that starts from random weights.
+        name: a hub name, a local folder, `tiny`, a small Llama that was pre-trained on generated dialogues, or
+            `tiny-random`, the same from random weights.
         lr: peak learning rate.
         weight_decay: AdamW's, on matrices only.
         warmup_steps: optimizer steps of linear warm-up; then the rate falls linearly to 0.

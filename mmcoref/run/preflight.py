@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mmcoref.data.tokenizer import TINY, first_line
+from mmcoref.data.tokenizer import TINY_NAMES, first_line
 from mmcoref.errors import UserError
 
 # fp32 weights, gradients and AdamW's two moments: what data parallelism keeps of every parameter on every GPU.
@@ -72,12 +72,12 @@ def _count(devices: Any) -> int | None:
 def check_model(name: str) -> Any:
     """Whether the model can be had: a folder with a config, or a hub repository that this login may read.
 
-    Only config.json is fetched. Returns the config (None for `tiny`).
+    Only config.json is fetched. Returns the config (None for `tiny` and `tiny-random`).
 
     Raises:
         UserError: no such folder or repository, no access, or no network and nothing in the cache.
     """
-    if name == TINY:
+    if name in TINY_NAMES:
         return None
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -162,7 +162,7 @@ def check_disk(folder: Path, parameters: int, *, training: bool, model: str) -> 
                 f"({CHECKPOINT_BYTES_PER_PARAMETER} bytes a parameter, two files while one is replaced), and {free / 1e9:.1f} GB are free: "
                 "make room, or choose another disk with --trainer.default_root_dir."
             )
-    if model == TINY or Path(model).expanduser().is_dir():
+    if model in TINY_NAMES or Path(model).expanduser().is_dir():
         return
     needed, free = _download_bytes(model), _free(Path(constants.HF_HUB_CACHE))
     if needed > free:
