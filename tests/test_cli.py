@@ -417,7 +417,7 @@ def test_a_trial_run_leaves_nothing(arguments: list[str]) -> None:
 
 
 def test_a_run_limited_to_some_batches_is_partial(arguments: list[str]) -> None:
-    assert main(["test", *arguments, "--data.eval_batch_size", "2", "--trainer.limit_test_batches", "1"]) == 0
+    assert main(["test", *arguments, "--data.eval_batch_size", "2", "--trainer.limit_test_batches", "0.5"]) == 0
     record = read("lightning_logs/version_0/record.json")
     assert (record["n"], record["partial"]) == (2, True)
     assert "partial" in Path("lightning_logs/version_0/eval_test.txt").read_text("utf-8")

@@ -12,7 +12,7 @@ from mmcoref.data.prompt import prompt_text
 from mmcoref.data.record import Record
 from mmcoref.data.tokenizer import train_tokenizer
 from mmcoref.errors import UserError
-from mmcoref.model.backbone import TINY_WEIGHTS, build_backbone, load_backbone, save_backbone, tiny_config, transplant
+from mmcoref.model.backbone import _WORD, TINY_WEIGHTS, build_backbone, load_backbone, save_backbone, tiny_config, transplant
 
 
 def test_rows_follow_their_tokens_and_unknown_tokens_keep_their_own(
@@ -24,6 +24,10 @@ def test_rows_follow_their_tokens_and_unknown_tokens_keep_their_own(
     save_backbone(giver.state_dict(), tokenizer, tmp_path / "backbone.safetensors")
     transplant(taker, other, tmp_path / "backbone.safetensors")
     theirs, ids = tokenizer.get_vocab(), other.get_vocab()
+    words = [token for token in theirs if "컵" in (text := tokenizer.decode([theirs[token]])) or "카페" in text]
+    assert words
+    theirs = {token: number for token, number in theirs.items() if not _WORD.search(tokenizer.decode([number]))}
+    assert not theirs.keys() & set(words)
     shared, unknown = ids.keys() & theirs.keys(), ids.keys() - theirs.keys()
     assert shared
     assert unknown
