@@ -18,21 +18,27 @@ _TRAINER_PROGRAMS = {
     "test": "measure a model on the test records and write the run's record",
     "predict": "answer new records, with or without a solution",
 }
+_OTHER_PROGRAMS = {
+    "audit": "say what is in a data file, before anything is trained",
+    "compare": "set tested runs side by side, record by record",
+    "sample": "write generated dialogues in the published form",
+}
 _USAGE = f"""usage: mmcoref <program> [options]
 
 Fine-tune and test causal language models on multimodal dialogue coreference.
 
 programs:
-{"".join(f"  {name:<10}{text}" + chr(10) for name, text in _TRAINER_PROGRAMS.items())}\
-  sample    write generated dialogues in the published form
+{"".join(f"  {name:<10}{text}" + chr(10) for name, text in (_TRAINER_PROGRAMS | _OTHER_PROGRAMS).items())}\
 
 `mmcoref <program> --help` lists the options of one. `mmcoref --version` prints the version.
 """
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one program and returns its exit code: 0; 2 for a mistake of the user's, told in one message; 130 or 143 where a
-    fit was told to stop and has saved its checkpoint.
+    """Runs one program and returns its exit code.
+
+    0; 1 where `audit` finds what training would refuse; 2 for a mistake of the user's, told in one message; 130 or 143
+    where a fit was told to stop and has saved its checkpoint.
 
     Args:
         args: the command line after the program's name; by default the process's own.
@@ -48,12 +54,20 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if argv[0] == "sample":
             _sample(argv[1:])
+        elif argv[0] == "audit":
+            from mmcoref.tools import audit
+
+            return audit.main(argv[1:])
+        elif argv[0] == "compare":
+            from mmcoref.tools import compare
+
+            return compare.main(argv[1:])
         elif argv[0] in _TRAINER_PROGRAMS:
             from mmcoref.lightning_cli import run
 
             run(argv)
         else:
-            raise UserError(f"{argv[0]!r}: no such program; there are {', '.join([*_TRAINER_PROGRAMS, 'sample'])}.")
+            raise UserError(f"{argv[0]!r}: no such program; there are {', '.join(_TRAINER_PROGRAMS | _OTHER_PROGRAMS)}.")
     except UserError as error:
         print(f"mmcoref: error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT
@@ -73,7 +87,7 @@ def _sample(argv: Sequence[str]) -> None:
         raise UserError(f"--n: expected at least 2 records, got {options.n}.")
     if options.out.exists():
         raise UserError(f"{options.out}: exists already; name another file, or remove it.")
-    from mmcoref.data.record import dump_records
+    from mmcoref.data.file import dump_records
     from mmcoref.data.sample import sample_records
 
     try:

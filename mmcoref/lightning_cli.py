@@ -72,13 +72,14 @@ class MMCorefCLI(LightningCLI):
         return {name: {*skipped, "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds `--checkpoint.*` and lets the tokenizer follow the model."""
+        """Adds `--checkpoint.*`, and lets the tokenizer and the orders of the test records' options follow the model."""
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         parser.link_arguments("model.name", "data.tokenizer")
+        parser.link_arguments("model.permutations", "data.permutations")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "test":
+        if subcommand in ("test", "validate"):
             parser.set_defaults({"verbose": False})  # the run's record prints the scores, with their counts
         if subcommand == "predict":
             parser.set_defaults({"return_predictions": False})  # they go into a file, not into memory
@@ -192,7 +193,8 @@ class MMCorefCLI(LightningCLI):
         kwargs["plugins"] = plugins
         callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored), PlainProgress()]
         if settings["data"]["val_size"] and self.subcommand == "fit":
-            callbacks.append(ModelCheckpoint(monitor="val/object_accuracy", mode="max", filename="best", enable_version_counter=False))
+            chosen_by = "object_accuracy" if settings["model"]["val_generate"] else "likelihood_accuracy"
+            callbacks.append(ModelCheckpoint(monitor=f"val/{chosen_by}", mode="max", filename="best", enable_version_counter=False))
         kwargs["callbacks"] = callbacks
         if trainer["logger"] is None or trainer["logger"] is True:
             kwargs["logger"] = self._logger(trainer["default_root_dir"] or ".")

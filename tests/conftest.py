@@ -13,8 +13,9 @@ import torch
 from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from mmcoref.data.file import dump_records, read_records
 from mmcoref.data.prompt import answer_text, prompt_text
-from mmcoref.data.record import LETTERS, Record, dump_records, read_records
+from mmcoref.data.record import LETTERS, Record
 from mmcoref.data.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)  # several processes at once, and the same sums everywhere

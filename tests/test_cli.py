@@ -21,7 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mmcoref import __version__
 from mmcoref.cli import main
-from mmcoref.data.record import Record, dump_records, read_records
+from mmcoref.data.file import dump_records, read_records
+from mmcoref.data.record import Record
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run import progress
 from mmcoref.run.checkpoint import LastCheckpoint
@@ -235,7 +236,7 @@ def test_every_test_run_writes_its_record_predictions_and_a_text_to_read(argumen
     assert set(keys) <= set(record)
     assert set(record["data"]) == {"path", "sha256", "records"}
     names = ["object_accuracy", "photo_accuracy", "exact_match", "object_published_rule", "photo_published_rule"]
-    assert list(record["metrics"]) == names
+    assert list(record["metrics"]) == [*names, "letter_accuracy", "likelihood_accuracy"]
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text("utf-8").splitlines()]
     assert [line["index"] for line in lines] == [9, 10, 11]
     for name in names:
@@ -279,7 +280,10 @@ def test_predict_answers_records_without_a_solution(arguments: list[str], dialog
 def test_validate_measures_the_validation_part(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *arguments, "--data.val_size", "2"]) == 0
     assert main(["validate", "--ckpt_path", "last", *CPU]) == 0
-    assert "val/object_accuracy" in capsys.readouterr().out
+    assert "lightning_logs/version_1: validate, greedy decoding, n = 2" in capsys.readouterr().out
+    record = read("lightning_logs/version_1/record.json")
+    assert (record["stage"], record["n"], record["partial"]) == ("validate", 2, False)
+    assert len(Path("lightning_logs/version_1/predictions.jsonl").read_text("utf-8").splitlines()) == 2
 
 
 # ---------------------------------------------------------------------- going on

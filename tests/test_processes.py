@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmcoref.data.record import Record, dump_records
+from mmcoref.data.file import dump_records
+from mmcoref.data.record import Record
 from mmcoref.run.checkpoint import read_stored
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -1,30 +1,29 @@
-"""Text -> ids, labels, option tails; and batches of them.
-
-Legend of shapes: B dialogues, O = 4 options, T tokens (the longest of the batch).
-"""
+"""Record -> ids of the prompt and of each option: the encoder of one tokenizer."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mmcoref.data.prompt import SOLUTION_HEADER, answer_text, prompt_text, question_text
-from mmcoref.data.record import Record
+from mmcoref.data.order import FILE_ORDER, Order, reorder
+from mmcoref.data.prompt import PUBLISHED_HEADER, SOLUTION_HEADER, answer_text, question_text
+from mmcoref.data.record import LETTERS, Record
 from mmcoref.data.tokenizer import pad_token_id
 from mmcoref.errors import UserError
 
+log = logging.getLogger(__name__)
+
 PromptStyle = Literal["base", "chat"]
 Overlength = Literal["raise", "drop", "trim"]
+Recipe = Literal["mmcoref", "published"]
 _CHUNK = 1000  # records tokenized at once
-IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 # Llama 3.2's chat template writes today's date into the prompt unless it is given one: a model would be tested on
 # another prompt than it was trained on. This is the date that Llama 3.1's template falls back to.
@@ -37,15 +36,17 @@ class Example:
 
     Attributes:
         index: the record's place in its file, counting from 0.
-        record: what was encoded (trimmed, where it was too long and `trim` is set).
-        prompt_ids: BOS and the prompt; the next token is the answer's letter.
+        record: what was encoded (trimmed, where it was too long and `trim` is set), its options in `order`.
+        prompt_ids: BOS and the prompt; the next token is the answer's first.
         option_ids: for each option, the answer that names it and the stop token.
+        order: of the options.
     """
 
     index: int
     record: Record
     prompt_ids: tuple[int, ...]
     option_ids: tuple[tuple[int, ...], ...]
+    order: Order = FILE_ORDER
 
     @property
     def answer_ids(self) -> tuple[int, ...]:
@@ -74,22 +75,40 @@ class Encoder:
         style: `base` for the published prompt, `chat` for the tokenizer's chat template around it.
         max_tokens: the most tokens that prompt and longest answer may have together.
         overlength: what becomes of a longer record: `raise` an error, `drop` it, or `trim` its middle utterances.
+        recipe: `mmcoref`, or `published`: the newline behind "## Solution" is the answer's first token, base models are given
+            no stop token, and training rows are cut and padded to `max_tokens`, whatever `overlength` says.
 
     Raises:
         UserError: `chat` with a tokenizer that has no chat template, or one that cannot end in our answer.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, style: PromptStyle = "base", max_tokens: int = 512, overlength: Overlength = "raise"
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        style: PromptStyle = "base",
+        max_tokens: int = 512,
+        overlength: Overlength = "raise",
+        recipe: Recipe = "mmcoref",
     ) -> None:
         self.tokenizer = tokenizer
         self.style = style
         self.max_tokens = max_tokens
         self.overlength = overlength
+        self.recipe = recipe
         self.pad_id = pad_token_id(tokenizer)
+        self._header = SOLUTION_HEADER if recipe == "mmcoref" else PUBLISHED_HEADER
+        self._answer_prefix = SOLUTION_HEADER.removeprefix(self._header)
+        self._said_merges = False
         if style == "chat" and not tokenizer.chat_template:
             raise UserError("data.prompt: chat needs a tokenizer with a chat template, and this one has none; use data.prompt: base.")
         self.stop_id = self._chat_stop_id() if style == "chat" else _token_id(tokenizer.eos_token_id)
+        self._trained_stop = (self.stop_id,) if style == "chat" or recipe == "mmcoref" else ()
+
+    @property
+    def newline_in_prompt(self) -> bool:
+        """Whether the prompt ends in the newline behind "## Solution"."""
+        return not self._answer_prefix
 
     def encode(self, records: Sequence[tuple[int, Record]]) -> Encoded:
         """Encodes (index in the file, record) pairs.
@@ -103,6 +122,9 @@ class Encoder:
         for example in self._with_progress(records):
             if example.tokens <= self.max_tokens:
                 out.examples.append(example)
+            elif self.recipe == "published":
+                out.examples.append(example)  # cut when it is collated
+                out.trimmed.append(example.index)
             elif self.overlength == "drop":
                 out.dropped.append(example.index)
             elif self.overlength == "trim" and (trimmed := self._trim(example)) is not None:
@@ -126,31 +148,69 @@ class Encoder:
         for start in track(chunks, description="tokens", disable=quiet, transient=True, console=Console(stderr=True)):
             yield from self._examples(records[start : start + _CHUNK])
 
+    def reordered(self, example: Example, order: Order) -> Example:
+        """The example, whose options stand in the file's order, with its options in `order`."""
+        if order == FILE_ORDER:
+            return example
+        (encoded,) = self._examples([(example.index, reorder(example.record, order))])
+        return replace(encoded, order=order)
+
+    def in_orders(self, examples: Sequence[Example], orders: Sequence[Order]) -> list[Example]:
+        """Each of the examples, whose options stand in the file's order, in each of the orders."""
+        if tuple(orders) == (FILE_ORDER,):
+            return list(examples)
+        asked = [(example, order) for example in examples for order in orders]
+        encoded = self._with_progress([(example.index, reorder(example.record, order)) for example, order in asked])
+        return [replace(example, order=order) for example, (_, order) in zip(encoded, asked, strict=True)]
+
+    def answer_lengths(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
+        """For each example the tokens of its gold answer, stop token included, under the letters A to D."""
+        texts = [self._answer_prefix + f"{letter}) {example.record.gold.body}." for example in examples for letter in LETTERS]
+        lengths = [len(ids) + len(self._trained_stop) for ids in self._ids(texts, bos=False)] if texts else []
+        return [tuple(lengths[start : start + len(LETTERS)]) for start in range(0, len(lengths), len(LETTERS))]
+
     def _examples(self, records: Sequence[tuple[int, Record]]) -> list[Example]:
         if not records:
             return []
         prompts = [self.render(record) for _, record in records]
-        answers = [answer_text(option) for _, record in records for option in record.options]
+        answers = [self._answer_prefix + answer_text(option) for _, record in records for option in record.options]
         prompt_ids = self._ids(prompts, bos=True)
         answer_ids = self._ids(answers, bos=False)
         # What is trained must begin with what is prompted: checked on the first option, whose text is like the others'.
         joined = self._ids([prompt + answer for prompt, answer in zip(prompts, answers[::4], strict=True)], bos=True)
         examples = []
         for i, (index, record) in enumerate(records):
-            options = tuple((*ids, self.stop_id) for ids in answer_ids[4 * i : 4 * i + 4])
-            if joined[i] != [*prompt_ids[i], *options[0][:-1]]:
-                raise UserError(
-                    "this tokenizer merges tokens across the end of the prompt, so that a trained answer could not be generated "
-                    f"(record {index}); choose a model whose tokenizer keeps a line break apart from the text after it."
-                )
+            options = tuple((*ids, *self._trained_stop) for ids in answer_ids[4 * i : 4 * i + 4])
+            if joined[i] != prompt_ids[i] + answer_ids[4 * i]:
+                self._merges(index)
             examples.append(Example(index, record, tuple(prompt_ids[i]), options))
         return examples
 
     def render(self, record: Record) -> str:
         """The prompt's text, as the tokenizer gets it; a base prompt's BOS is added by the tokenizer."""
-        if self.style == "base":
-            return prompt_text(record)
-        return self._chat([{"role": "user", "content": question_text(record)}], add_generation_prompt=True) + SOLUTION_HEADER
+        return self._opened(record) + self._header
+
+    def published_prompt_ids(self, record: Record) -> list[int]:
+        """The prompt of published decoding, which ends in "## Solution" without the newline."""
+        (ids,) = self._ids([self._opened(record) + PUBLISHED_HEADER], bos=True)
+        return ids
+
+    def _merges(self, index: int) -> None:
+        """What to do about a tokenizer for which prompt and answer are not the beginning and the end of the whole."""
+        merges = "this tokenizer merges tokens across the end of the prompt"
+        if self.recipe == "mmcoref":
+            raise UserError(
+                f"{merges}, so that a trained answer could not be generated (record {index}); "
+                "choose a model whose tokenizer keeps a line break apart from the text after it."
+            )
+        if not self._said_merges:  # as with `tiny`, for which "## Solution" and its line break are one token
+            log.warning("%s: prompt and answer are tokenized apart, as the published trainer did not", merges)
+            self._said_merges = True
+
+    def _opened(self, record: Record) -> str:
+        """What stands before the header of the answer."""
+        question = question_text(record)
+        return question if self.style == "base" else self._chat([{"role": "user", "content": question}], add_generation_prompt=True)
 
     def _chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
         return str(
@@ -209,92 +269,12 @@ class Encoder:
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+def longest_answer(examples: Sequence[Example]) -> int:
+    """Tokens of the longest option of any example, stop token included."""
+    return max((len(ids) for example in examples for ids in example.option_ids), default=0)
+
+
 def _token_id(value: object) -> int:
     if not isinstance(value, int):
         raise TypeError(f"expected a token id, got {value!r}")
     return value
-
-
-class TrainBatch(NamedTuple):
-    """Right-padded training rows; causal attention needs no mask for them, as padding comes last.
-
-    Attributes:
-        input_ids: (B, T) int64.
-        labels: (B, T) int64; the answer's tokens (letter to stop token) at their own positions, else `IGNORED`.
-        tokens: of these rows, without padding; counted here, as counting on a GPU would wait for it.
-        window_targets: answer tokens of the whole optimizer step, over all its micro-batches and processes.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    tokens: int
-    window_targets: int
-
-
-class Rows:
-    """The examples of a batch and which of them count: (example, counts) pairs.
-
-    A class of its own, as Lightning walks through lists, tuples and dataclasses to move or convert what is in them.
-    """
-
-    def __init__(self, rows: Sequence[tuple[Example, bool]]) -> None:
-        self._rows = list(rows)
-
-    def __iter__(self) -> Iterator[tuple[Example, bool]]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-class EvalBatch(NamedTuple):
-    """Left-padded prompts and right-padded options.
-
-    Attributes:
-        prompt_ids: (B, T) int64, left-padded, so that every row's next token is the answer's first.
-        prompt_mask: (B, T) int64.
-        option_ids: (B, O, T) int64, right-padded.
-        option_mask: (B, O, T) int64.
-        rows: the B examples; one that does not count only fills a process's last batches.
-    """
-
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    option_ids: Tensor
-    option_mask: Tensor
-    rows: Rows
-
-
-def train_batch(rows: Sequence[tuple[Example, bool]], window_targets: int, pad_id: int) -> TrainBatch:
-    """Collates (example, whether it counts) rows; a row that does not count has no labels."""
-    width = max(len(example.prompt_ids) + len(example.answer_ids) for example, _ in rows)
-    input_ids = torch.full((len(rows), width), pad_id)
-    labels = torch.full((len(rows), width), IGNORED)
-    for row, (example, counts) in enumerate(rows):
-        start, answer = len(example.prompt_ids), torch.tensor(example.answer_ids)
-        end = start + len(answer)
-        input_ids[row, :start] = torch.tensor(example.prompt_ids)
-        input_ids[row, start:end] = answer
-        if counts:
-            labels[row, start:end] = answer
-    tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example, _ in rows)
-    return TrainBatch(input_ids, labels, tokens, window_targets)
-
-
-def eval_batch(rows: Sequence[tuple[Example, bool]], pad_id: int) -> EvalBatch:
-    """Collates (example, whether it counts) rows."""
-    examples = [example for example, _ in rows]
-    prompts = [example.prompt_ids for example in examples]
-    width = max(map(len, prompts))
-    tail_width = max(len(ids) for example in examples for ids in example.option_ids)
-    prompt_ids = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in prompts])
-    prompt_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    options = [example.option_ids for example in examples]
-    option_ids = torch.tensor([[list(ids) + [pad_id] * (tail_width - len(ids)) for ids in four] for four in options])
-    option_mask = torch.tensor([[[1] * len(ids) + [0] * (tail_width - len(ids)) for ids in four] for four in options])
-    return EvalBatch(prompt_ids, prompt_mask, option_ids, option_mask, Rows(rows))
-
-
-def longest_answer(examples: Sequence[Example]) -> int:
-    """Tokens of the longest option of any example, stop token included."""
-    return max((len(ids) for example in examples for ids in example.option_ids), default=0)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mmcoref.data.encode import Encoder, EvalBatch, Example, Overlength, PromptStyle, TrainBatch, eval_batch, longest_answer, train_batch
+from mmcoref.data.batch import IGNORED, EvalBatch, TrainBatch, eval_batch, train_batch
+from mmcoref.data.encode import Encoder, Example, Overlength, PromptStyle, Recipe, longest_answer
+from mmcoref.data.file import DataFile, dump_records, read_records
+from mmcoref.data.order import Order, Permutations, orders, shuffled_order
 from mmcoref.data.prompt import answer_text, prompt_text
-from mmcoref.data.record import DataFile, dump_records, read_records
 from mmcoref.data.sample import sample_records
-from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, global_seed
+from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, batches_per_epoch, global_seed
 from mmcoref.data.split import Split, split_records
 from mmcoref.data.tokenizer import TINY, TokenizerFiles, load_tokenizer, unpack_tokenizer
 from mmcoref.errors import UserError, at_least
@@ -39,6 +42,10 @@ class MMCorefDataModule(pl.LightningDataModule):
         batch_size: rows of a training micro-batch on one process.
         eval_batch_size: rows of an evaluation batch on one process.
         num_workers: processes that collate batches; 0 is right, as collating takes microseconds.
+        shuffle_options: whether each epoch shows the training options in another order, lettered anew; seeded.
+        recipe: `mmcoref`, or `published` to train as the published study did: no stop token for base models, rows cut and padded
+            to `max_tokens`, the mean of micro-batches' mean losses, and no optimizer step that an epoch cannot fill.
+        permutations: the orders of each test record's options; on the command line it follows `model.permutations`.
         sample_train: generated train records.
         sample_seed: of the generator.
     """
@@ -55,6 +62,9 @@ class MMCorefDataModule(pl.LightningDataModule):
         batch_size: int = 2,
         eval_batch_size: int = 16,
         num_workers: int = 0,
+        shuffle_options: bool = False,
+        recipe: Recipe = "mmcoref",
+        permutations: Permutations = "none",
         sample_train: int = 1380,
         sample_seed: int = 0,
     ) -> None:
@@ -65,6 +75,7 @@ class MMCorefDataModule(pl.LightningDataModule):
         self.save_hyperparameters()
         self.file: DataFile | None = None
         self.split = Split((), (), ())
+        self.whole_train: tuple[int, ...] = ()  # of the split, whatever `limit` leaves of it
         self.train: list[Example] = []
         self.val: list[Example] = []
         self.test: list[Example] = []
@@ -99,6 +110,16 @@ class MMCorefDataModule(pl.LightningDataModule):
         return self.hparams["limit"] is not None
 
     @property
+    def as_published(self) -> bool:
+        """Whether the published recipe is followed."""
+        return bool(self.hparams["recipe"] == "published")
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """The orders of the options in which each test record is asked, the file's first."""
+        return orders(self.hparams["permutations"])
+
+    @property
     def curve(self) -> list[Example]:
         """What the curves of each epoch are measured on: the validation part, or the test part where there is none."""
         return self.val or self.test
@@ -117,14 +138,15 @@ class MMCorefDataModule(pl.LightningDataModule):
         if stage == "predict":
             if not self.unlabelled:
                 self.file, _ = self._read(require_solution=False)
-                self._prepare_encoder(())
+                self.prepare_encoder(())
                 self.unlabelled = self._encode(range(len(self.file.records))[: self.hparams["limit"]])
             return
         if self.file is None:
             self.file, n_train = self._read(require_solution=True)
             split = split_records(self.file.records, n_train=n_train, val_size=self.hparams["val_size"])
+            self.whole_train = split.train
             self.split = Split(*(part[: self.hparams["limit"]] for part in split))
-            self._prepare_encoder(self.split.train)
+            self.prepare_encoder(self.split.train)
             self.val = self._encode(self.split.val)
             self.test = self._encode(self.split.test)
         if stage == "fit" and not self.train:
@@ -140,14 +162,19 @@ class MMCorefDataModule(pl.LightningDataModule):
         digest = hashlib.sha256(dump_records([*train, *test]).encode()).hexdigest()
         return DataFile(SAMPLE, digest, (*train, *test)), len(train)
 
-    def _prepare_encoder(self, train: Sequence[int]) -> None:
+    def prepare_encoder(self, train: Sequence[int]) -> None:
+        """Makes `tokenizer` and `encoder`, with `tiny`'s tokenizer trained on these records of the file."""
         settings = self.hparams
         if self._packed_tokenizer is not None:
             self._tokenizer = unpack_tokenizer(self._packed_tokenizer)
         else:
             self._tokenizer = load_tokenizer(settings["tokenizer"], self._texts(train))
         self._encoder = Encoder(
-            self._tokenizer, style=settings["prompt"], max_tokens=settings["max_tokens"], overlength=settings["overlength"]
+            self._tokenizer,
+            style=settings["prompt"],
+            max_tokens=settings["max_tokens"],
+            overlength=settings["overlength"],
+            recipe=settings["recipe"],
         )
 
     def _texts(self, indices: Sequence[int]) -> Iterator[str]:
@@ -170,9 +197,19 @@ class MMCorefDataModule(pl.LightningDataModule):
         restored, and a loader that is there already never gets its state: the resumed run would repeat records.
 
         Raises:
-            UserError: neither `max_epochs` nor `max_steps` ends the run.
+            UserError: neither `max_epochs` nor `max_steps` ends the run, or the published recipe has too few records for a step.
         """
-        batches = -(-len(self.train) // (self.hparams["batch_size"] * self.replicas(trainer)["num_replicas"]))
+        window = {
+            "batch_size": self.hparams["batch_size"],
+            "accumulate": trainer.accumulate_grad_batches,
+            "num_replicas": self.replicas(trainer)["num_replicas"],
+        }
+        batches = batches_per_epoch(len(self.train), **window, whole_windows=self.as_published)
+        if batches == 0:
+            raise UserError(
+                f"data.recipe: published leaves out what does not fill an optimizer step, and {len(self.train)} train records fill none of "
+                f"{math.prod(window.values())}: lower --data.batch_size or --trainer.accumulate_grad_batches."
+            )
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         per_epoch = -(-batches // trainer.accumulate_grad_batches)
@@ -189,6 +226,8 @@ class MMCorefDataModule(pl.LightningDataModule):
             batch_size=self.hparams["batch_size"],
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             seed=global_seed(),
+            options=self._shuffled_options() if self.hparams["shuffle_options"] else None,
+            as_published=self.as_published,
             **self.replicas(self.trainer),
         )
         return ResumableLoader(_Rows(self.train), sampler=sampler, collate_fn=self._train_batch, num_workers=self.hparams["num_workers"])
@@ -197,9 +236,21 @@ class MMCorefDataModule(pl.LightningDataModule):
         """The validation part, or the test part where none is held out."""
         return self._eval_loader(self.curve)
 
+    def _shuffled_options(self) -> Callable[[int, int], tuple[Order, int]]:
+        """(epoch, example) -> the order of its options in this epoch, and its answer's tokens under the letter that it has there."""
+        lengths = self.encoder.answer_lengths(self.train)
+        gold = [example.record.choices.index(example.record.gold.text) for example in self.train]
+        indices, seed = [example.index for example in self.train], global_seed()
+
+        def options(epoch: int, i: int) -> tuple[Order, int]:
+            order = shuffled_order(seed, epoch, indices[i])
+            return order, lengths[i][order.index(gold[i])]
+
+        return options
+
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test part."""
-        return self._eval_loader(self.test)
+        """The test part, each record in all `orders`."""
+        return self._eval_loader(self.encoder.in_orders(self.test, self.orders))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every record of the file."""
@@ -209,7 +260,7 @@ class MMCorefDataModule(pl.LightningDataModule):
         return DataLoader(
             _Rows(examples),
             batch_size=self.hparams["eval_batch_size"],
-            sampler=EvalSampler(len(examples), **self.replicas(self.trainer)),
+            sampler=EvalSampler([example.tokens for example in examples], **self.replicas(self.trainer)),
             collate_fn=self._eval_batch,
             num_workers=self.hparams["num_workers"],
         )
@@ -219,8 +270,18 @@ class MMCorefDataModule(pl.LightningDataModule):
         """How many processes see different data, and which of them this is: not always world size and rank."""
         return (trainer.distributed_sampler_kwargs if trainer else None) or {"num_replicas": 1, "rank": 0}
 
+    def rows_at_once(self, trainer: pl.Trainer) -> int:
+        """Evaluation rows of one batch on each process, over all of them."""
+        return int(self.hparams["eval_batch_size"]) * self.replicas(trainer)["num_replicas"]
+
     def _train_batch(self, rows: list[tuple[Example, Slot]]) -> TrainBatch:
-        return train_batch([(example, slot.valid) for example, slot in rows], rows[0][1].window_targets, self.encoder.pad_id)
+        examples = [(self.encoder.reordered(example, slot.order), slot.valid) for example, slot in rows]
+        if not self.as_published:
+            return train_batch(examples, rows[0][1].window_targets, self.encoder.pad_id)
+        batch = train_batch(examples, 0, self.encoder.pad_id, width=self.hparams["max_tokens"])
+        micro_batches = (self.trainer.accumulate_grad_batches if self.trainer else 1) * self.replicas(self.trainer)["num_replicas"]
+        # The mean of the step's mean losses, as if every micro-batch had as many answer tokens as this one; a row's cut may leave none.
+        return batch._replace(window_targets=max(1, int((batch.labels != IGNORED).sum())) * micro_batches)
 
     def _eval_batch(self, rows: list[tuple[Example, Slot]]) -> EvalBatch:
         return eval_batch([(example, slot.valid) for example, slot in rows], self.encoder.pad_id)

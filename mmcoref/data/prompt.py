@@ -6,7 +6,8 @@ from mmcoref.data.record import Option, Record
 
 # The published prompt ends in "## Solution" and leaves the newline to the model, which spends its first token on it.
 # Here the newline belongs to the prompt, so that the first token trained and generated is the option's letter.
-SOLUTION_HEADER = "## Solution\n"
+PUBLISHED_HEADER = "## Solution"
+SOLUTION_HEADER = PUBLISHED_HEADER + "\n"
 
 
 def question_text(record: Record) -> str:

@@ -1,15 +1,12 @@
-"""File -> validated records. Every error names the file, the record's index, the field, what was expected and what came."""
+"""One dialogue, validated: every error names the field, what was expected and what came."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -30,12 +27,9 @@ Letter = Literal["A", "B", "C", "D"]
 Speaker = Literal["A", "B"]
 LETTERS: tuple[Letter, ...] = ("A", "B", "C", "D")
 
-PUBLISHED_SOURCE = "github.com/MMC-K/multimodal_dialogue_coreference_resolution (data/ai_responses.json)"
-
 # "A) B가 올린 사진 속 커피잔": the letter, then the owner, who is marked by a subject or possessive particle.
 _OWNER = re.compile(r"^[A-D]\) ([AB])(?:가|의)")
 _UTTERANCE = re.compile(r"^[AB]: \S", re.DOTALL)
-_SHOWN_RECORDS = 20
 _SHOWN_VALUE = 60
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
@@ -88,7 +82,7 @@ class Record(BaseModel):
     def _captions_in_order(cls, value: tuple[str, str]) -> tuple[str, str]:
         for speaker, caption in zip("AB", value, strict=True):
             if not caption.startswith(f"{speaker}의 사진:"):
-                raise ValueError(f"caption {speaker} to start with '{speaker}의 사진:', got {_shown(caption)}")
+                raise ValueError(f"caption {speaker} to start with '{speaker}의 사진:', got {shown(caption)}")
         return value
 
     @field_validator("conversation")
@@ -96,7 +90,7 @@ class Record(BaseModel):
     def _utterances_name_their_speaker(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for number, utterance in enumerate(value, start=1):
             if not _UTTERANCE.match(utterance):
-                raise ValueError(f"utterance {number} to start with 'A: ' or 'B: ', got {_shown(utterance)}")
+                raise ValueError(f"utterance {number} to start with 'A: ' or 'B: ', got {shown(utterance)}")
         return value
 
     @field_validator("choices")
@@ -104,13 +98,13 @@ class Record(BaseModel):
     def _choices_are_lettered(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for letter, choice in zip(LETTERS, value, strict=True):
             if not choice.startswith(f"{letter}) ") or not choice[3:].strip():
-                raise ValueError(f"option {letter} to start with '{letter}) ' and a text, got {_shown(choice)}")
+                raise ValueError(f"option {letter} to start with '{letter}) ' and a text, got {shown(choice)}")
         return value
 
     @model_validator(mode="after")
     def _solution_is_a_choice(self) -> Record:
         if self.solution is not None and self.solution not in self.choices:
-            raise ValueError(f"solution: expected one of the four choices, got {_shown(self.solution)}")
+            raise ValueError(f"solution: expected one of the four choices, got {shown(self.solution)}")
         return self
 
     @cached_property
@@ -138,123 +132,24 @@ def owner_of(option: str) -> Speaker | None:
     return "A" if found[1] == "A" else "B"
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """What a run says about the file it read.
-
-    Attributes:
-        path: as the user gave it.
-        sha256: hex digest of the file's bytes.
-        records: all records of the file, in file order.
-    """
-
-    path: str
-    sha256: str
-    records: tuple[Record, ...]
-
-
-def read_records(path: str, *, require_solution: bool = True) -> DataFile:
-    """Reads and validates a data file: a list of JSON strings (the published form), a list of objects, or JSON Lines.
-
-    Args:
-        path: the file.
-        require_solution: whether a record without `solution` is an error (False only for `predict`).
+def parse_record(item: object, index: int = 0) -> Record:
+    """One record from its fields, with or without a solution.
 
     Raises:
-        UserError: no such file, not UTF-8, not JSON, no records, or records that do not validate: all of them are
-            counted in one message and the first 20 are shown.
+        UserError: it is not valid.
     """
-    raw = _read_bytes(path)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: expected UTF-8 text, got byte 0x{raw[error.start]:02x} at offset {error.start}; save it as UTF-8."
-        ) from None
-    records: list[Record] = []
-    problems: dict[int, list[str]] = {}
-    for index, item in _items(path, text):
-        record, found = _validate(item, require_solution=require_solution)
-        if record is not None:
-            records.append(record)
-        else:
-            problems[index] = found
-    if problems:
-        total = len(problems) + len(records)
-        message = [f"{path}: {len(problems)} of {total} records are not valid (indices count from 0); mend or remove them:"]
-        for index in list(problems)[:_SHOWN_RECORDS]:
-            message += [f"  record {index}, {problem}" for problem in problems[index]]
-        if len(problems) > _SHOWN_RECORDS:
-            message.append(f"  … and {len(problems) - _SHOWN_RECORDS} more records")
-        raise UserError("\n".join(message))
-    if not records:
-        raise UserError(f"{path}: expected at least one record, got none.")
-    return DataFile(path=path, sha256=hashlib.sha256(raw).hexdigest(), records=tuple(records))
+    record, problems = validate_record(item, require_solution=False)
+    if record is None:
+        raise UserError("\n".join(f"record {index}, {problem}" for problem in problems))
+    return record
 
 
-def dump_records(records: Sequence[Record]) -> str:
-    """Records in the published form: a JSON list of strings, each a JSON object; `read_records` reads it back."""
-    strings = [json.dumps(record.model_dump(mode="json", exclude_none=True), ensure_ascii=False) for record in records]
-    return json.dumps(strings, ensure_ascii=False, indent=0) + "\n"
-
-
-def _read_bytes(path: str) -> bytes:
-    file = Path(path)
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        raise UserError(_missing(file)) from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: expected a data file, got a folder; name the file inside it.") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-
-
-def _missing(file: Path) -> str:
-    siblings = [p.name for p in file.parent.iterdir() if p.is_file()] if file.parent.is_dir() else []
-    near = difflib.get_close_matches(file.name, siblings, n=1, cutoff=0.75)
-    hint = f" Did you mean {file.with_name(near[0])}?" if near else ""
-    return (
-        f"{file}: no such data file.{hint} The published file is at {PUBLISHED_SOURCE}: "
-        "download it and give its place with --data.path, or use --data.path sample."
-    )
-
-
-def _items(path: str, text: str) -> Iterator[tuple[int, Any]]:
-    """(index, decoded item) pairs; an item that is not JSON comes as the `ValueError` that says so."""
-    if text.lstrip()[:1] == "[":
-        try:
-            items = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: expected a JSON list or JSON Lines, got broken JSON: {_where(error)}.") from None
-        for index, item in enumerate(items):
-            yield index, _decoded(item) if isinstance(item, str) else item
-        return
-    lines = (line for line in text.split("\n") if line.strip())
-    for index, line in enumerate(lines):
-        yield index, _decoded(line, twice=True)
-
-
-def _decoded(text: str, *, twice: bool = False) -> Any:
-    try:
-        item = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"expected a JSON object, got {_shown(text)} ({_where(error)})")
-    return _decoded(item) if twice and isinstance(item, str) else item
-
-
-def _where(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg}, line {error.lineno}, column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
-
-
-def _validate(item: Any, *, require_solution: bool) -> tuple[Record | None, list[str]]:
-    """(record, []) or (None, what is wrong with it)."""
+def validate_record(item: Any, *, require_solution: bool) -> tuple[Record | None, list[str]]:
+    """(record, []) or (None, what is wrong with it); an item that is itself an error is one that could not be decoded."""
     if isinstance(item, ValueError):
         return None, [str(item)]
     if not isinstance(item, dict):
-        return None, [f"expected a JSON object, got {_shown(item)}"]
+        return None, [f"expected a JSON object, got {shown(item)}"]
     try:
         record = Record.model_validate(item)
     except ValidationError as error:
@@ -283,7 +178,7 @@ def _sentence(detail: Any) -> str:
         field = str(detail["loc"][0])  # a tuple's missing element is named by its place
         got = "a shorter one" if len(detail["loc"]) > 1 else "nothing"
         return f"{field}: expected {_FIELD_FORM[field]}, got {got}"
-    return f"{field}: expected {expected or _FIELD_FORM.get(field) or detail['msg']}, got {_shown(detail['input'])}"
+    return f"{field}: expected {expected or _FIELD_FORM.get(field) or detail['msg']}, got {shown(detail['input'])}"
 
 
 _EXPECTED = {"string_type": "a string", "string_too_short": "a string that is not empty"}
@@ -297,6 +192,7 @@ _FIELD_FORM = {
 }
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as JSON, shortened, for a message."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 1] + "…"

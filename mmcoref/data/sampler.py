@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from mmcoref.data.order import FILE_ORDER, Order
 from mmcoref.errors import UserError
 
 
@@ -22,11 +23,33 @@ def global_seed() -> int:
 
 
 class Slot(NamedTuple):
-    """One row of a batch: which example, whether it counts, and the answer tokens of its optimizer step (0 in evaluation)."""
+    """One row of a batch.
+
+    Attributes:
+        example: which.
+        valid: whether it counts.
+        window_targets: answer tokens of its optimizer step; 0 in evaluation.
+        order: of its options.
+    """
 
     example: int
     valid: bool
     window_targets: int = 0
+    order: Order = FILE_ORDER
+
+
+def batches_per_epoch(examples: int, *, batch_size: int, accumulate: int, num_replicas: int, whole_windows: bool) -> int:
+    """Micro-batches that each process sees in an epoch.
+
+    Args:
+        examples: of the train part.
+        batch_size: rows of a micro-batch.
+        accumulate: micro-batches of an optimizer step on one process.
+        num_replicas: processes that see different data.
+        whole_windows: whether examples that do not fill an optimizer step are left out.
+    """
+    row = batch_size * num_replicas
+    return examples // (row * accumulate) * accumulate if whole_windows else -(-examples // row)
 
 
 class TrainSampler(DistributedSampler[int]):
@@ -38,6 +61,8 @@ class TrainSampler(DistributedSampler[int]):
     no labels. The number of answer tokens in the window travels with every row: the loss is divided by it, which
     makes the gradient the mean over all answer tokens of the step, however they are split.
 
+    As published, windows are dealt out in the order drawn, and an epoch's last window, which is not full, is left out.
+
     Args:
         lengths: tokens of each example.
         targets: answer tokens of each example.
@@ -46,16 +71,31 @@ class TrainSampler(DistributedSampler[int]):
         num_replicas: processes that see different data.
         rank: this process among them.
         seed: of the order.
+        options: (epoch, example) -> the order of that example's options, and its answer tokens; by default the file's order
+            and `targets`.
+        as_published: see above.
     """
 
     def __init__(
-        self, lengths: Sequence[int], targets: Sequence[int], *, batch_size: int, accumulate: int, num_replicas: int, rank: int, seed: int
+        self,
+        lengths: Sequence[int],
+        targets: Sequence[int],
+        *,
+        batch_size: int,
+        accumulate: int,
+        num_replicas: int,
+        rank: int,
+        seed: int,
+        options: Callable[[int, int], tuple[Order, int]] | None = None,
+        as_published: bool = False,
     ) -> None:
         super().__init__(range(len(lengths)), num_replicas, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]  # it asks for len() only
         self.lengths = lengths
         self.targets = targets
         self.batch_size = batch_size
         self.accumulate = accumulate
+        self.options = options
+        self.as_published = as_published
         self.start_batch = 0
 
     @property
@@ -65,11 +105,19 @@ class TrainSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         """Rows that one process sees in an epoch, a multiple of `batch_size`."""
-        return -(-len(self.lengths) // (self.batch_size * self.num_replicas)) * self.batch_size
+        return self.batch_size * batches_per_epoch(
+            len(self.lengths),
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            num_replicas=self.num_replicas,
+            whole_windows=self.as_published,
+        )
 
     def __iter__(self) -> Iterator[Slot]:  # type: ignore[override]  # the rows of a batch are slots, not bare indices
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.as_published:
+            del order[len(order) // self.window * self.window :]
         first, self.start_batch = self.start_batch * self.batch_size, 0
         slots = (slot for start in range(0, len(order), self.window) for slot in self._deal(order[start : start + self.window]))
         for position, slot in enumerate(slots):
@@ -78,28 +126,38 @@ class TrainSampler(DistributedSampler[int]):
 
     def _deal(self, window: list[int]) -> Iterator[Slot]:
         """This process's rows of one window, micro-batch by micro-batch."""
-        tokens = sum(self.targets[i] for i in window)
-        ranked = sorted(window, key=lambda i: (-self.lengths[i], i))
+        asked = {i: self.options(self.epoch, i) if self.options else (FILE_ORDER, self.targets[i]) for i in window}
+        tokens = sum(targets for _, targets in asked.values())
+        ranked = window if self.as_published else sorted(window, key=lambda i: (-self.lengths[i], i))
         step = self.batch_size * self.num_replicas
         for start in range(0, len(ranked), step):
             mine = ranked[start : start + step][self.rank :: self.num_replicas]
-            yield from (Slot(i, True, tokens) for i in mine)
+            yield from (Slot(i, True, tokens, asked[i][0]) for i in mine)
             yield from [Slot(ranked[-1], False, tokens)] * (self.batch_size - len(mine))
 
 
 class EvalSampler(DistributedSampler[int]):
-    """Every example exactly once over all processes; the same number of rows on each, the surplus marked not valid.
+    """Every example exactly once over all processes, the longest first; the same number of rows on each, the surplus not valid.
 
-    Equal numbers matter where each forward pass is a collective; the marks keep the counts exact.
+    Equal numbers matter where each forward pass is a collective; the marks keep the counts exact. Rows of like length
+    share a batch, which has less padding, and what does not fit into memory shows itself in the first batch.
+
+    Args:
+        lengths: tokens of each example.
+        num_replicas: processes that see different data.
+        rank: this process among them.
     """
 
-    def __init__(self, n: int, *, num_replicas: int, rank: int) -> None:
-        super().__init__(range(n), num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+    def __init__(self, lengths: Sequence[int], *, num_replicas: int, rank: int) -> None:
+        super().__init__(range(len(lengths)), num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+        self.lengths = lengths
 
     def __iter__(self) -> Iterator[Slot]:  # type: ignore[override]
-        mine = [Slot(i, True) for i in range(self.rank, len(self.dataset), self.num_replicas)]  # type: ignore[arg-type]
+        ranked = sorted(range(len(self.lengths)), key=lambda i: (-self.lengths[i], i))
+        mine = [Slot(i, True) for i in ranked[self.rank :: self.num_replicas]]
         yield from mine
-        yield from [Slot(0, False)] * (self.num_samples - len(mine))
+        # The shortest fills up: a process without an example of its own has rows all the same.
+        yield from [Slot(i, False) for i in ranked[-1:]] * (self.num_samples - len(mine))
 
 
 class ResumableLoader(DataLoader[Any]):

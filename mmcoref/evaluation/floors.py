@@ -6,12 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmcoref.data.record import LETTERS, Option, Record
 from mmcoref.evaluation.answer import same_photo
 
 # "마지막 A의 발화에서 '저거'는 A와 B 중 …": the speaker named in the question, who is not always the last to speak.
-_NAMED_SPEAKER = re.compile(r"([AB])의 발화")
+NAMED_SPEAKER = re.compile(r"([AB])의 발화")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,25 @@ class Floor:
     n: int
 
 
+class FloorHits(NamedTuple):
+    """Where one rule is right: for each test record, whether it names the gold option (None: it names none) and the gold owner."""
+
+    name: str
+    object: tuple[bool, ...] | None
+    photo: tuple[bool, ...]
+
+    @property
+    def counted(self) -> Floor:
+        """How many records the rule is right on."""
+        return Floor(self.name, None if self.object is None else sum(self.object), sum(self.photo), len(self.photo))
+
+
 def floors(train: Sequence[Record], test: Sequence[Record]) -> list[Floor]:
+    """How many records of `test` each rule of `floor_hits` gets right."""
+    return [hits.counted for hits in floor_hits(train, test)]
+
+
+def floor_hits(train: Sequence[Record], test: Sequence[Record]) -> list[FloorHits]:
     """The four rules on `test`: the majority letter of `train`, two readings of "mentioned last", and the other speaker.
 
     Args:
@@ -49,7 +68,7 @@ def floors(train: Sequence[Record], test: Sequence[Record]) -> list[Floor]:
         _option_floor(f"always {majority}", lambda record: record.options[LETTERS.index(majority)], test),
         _option_floor("mentioned last, whole noun", lambda record: _mentioned_last(record, _noun), test),
         _option_floor("mentioned last, last word", lambda record: _mentioned_last(record, _last_word), test),
-        Floor("photo of the speaker not named", None, sum(map(_other_speaker_is_right, test)), len(test)),
+        FloorHits("photo of the speaker not named", None, tuple(map(_other_speaker_is_right, test))),
     ]
 
 
@@ -71,13 +90,12 @@ def best_photo(found: Sequence[Floor]) -> Floor:
     return max(found, key=lambda floor: floor.photo)
 
 
-def _option_floor(name: str, answer: Callable[[Record], Option], test: Sequence[Record]) -> Floor:
+def _option_floor(name: str, answer: Callable[[Record], Option], test: Sequence[Record]) -> FloorHits:
     answered = [(answer(record), record.gold) for record in test]
-    return Floor(
-        name=name,
-        object=sum(option == gold for option, gold in answered),
-        photo=sum(same_photo(option, gold) for option, gold in answered),
-        n=len(test),
+    return FloorHits(
+        name,
+        object=tuple(option == gold for option, gold in answered),
+        photo=tuple(same_photo(option, gold) for option, gold in answered),
     )
 
 
@@ -97,5 +115,5 @@ def _last_word(option: Option) -> str:
 
 
 def _other_speaker_is_right(record: Record) -> bool:
-    named = _NAMED_SPEAKER.search(record.problem)
+    named = NAMED_SPEAKER.search(record.problem)
     return named is not None and record.gold.owner is not None and record.gold.owner != named[1]

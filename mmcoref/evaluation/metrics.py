@@ -43,15 +43,20 @@ class Verdict:
         return self.option is None
 
 
-def judge(output: str, record: Record) -> Verdict:
+def judge(output: str, record: Record, *, newline_in_prompt: bool = True) -> Verdict:
     """The verdict on what a model wrote after the prompt.
+
+    Args:
+        output: what it wrote.
+        record: with its solution.
+        newline_in_prompt: whether the prompt ended in the newline behind "## Solution"; the published one left it to the model.
 
     Raises:
         ValueError: the record has no solution.
     """
     gold = record.gold
     option, found_by = parse_answer(output, record.options)
-    g, a = _published_letter(answer_text(gold)), _published_letter(output)
+    g, a = _published_letter("\n" + answer_text(gold)), _published_letter("\n" + output if newline_in_prompt else output)
     return Verdict(
         option=option,
         found_by=found_by,
@@ -63,9 +68,9 @@ def judge(output: str, record: Record) -> Verdict:
     )
 
 
-def _published_letter(answer: str) -> str:
-    """The published rule cuts what follows "## Solution" to two characters; the newline is the end of our prompt."""
-    return ("\n" + answer)[:2].strip()
+def _published_letter(after_header: str) -> str:
+    """The published rule cuts what follows "## Solution", a newline in a good answer, to two characters and strips them."""
+    return after_header[:2].strip()
 
 
 def _photo_as_published(g: str, a: str) -> bool:
@@ -93,15 +98,16 @@ class _Count(Metric):
         self.add_state("k", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, outputs: Sequence[str], records: Sequence[Record]) -> None:
-        """Counts a batch of B outputs.
+    def update(self, outputs: Sequence[str], records: Sequence[Record], newline_in_prompt: bool = True) -> None:
+        """Counts a batch of B outputs, as `judge` judges them.
 
         Raises:
             ValueError: there are not as many outputs as records, or a record has no solution.
         """
         if len(outputs) != len(records):
             raise ValueError(f"expected one output per record, got {len(outputs)} outputs and {len(records)} records")
-        self.k += sum(bool(getattr(judge(output, record), self.field)) for output, record in zip(outputs, records, strict=True))
+        verdicts = [judge(output, record, newline_in_prompt=newline_in_prompt) for output, record in zip(outputs, records, strict=True)]
+        self.k += sum(bool(getattr(verdict, self.field)) for verdict in verdicts)
         self.n += len(outputs)
 
     def compute(self) -> Tensor:
@@ -154,6 +160,26 @@ class Unparsable(_Count):
 
     higher_is_better = False
     field = "unparsable"
+
+
+class LikelihoodAccuracy(_Share):
+    """Share of records whose gold option is the likeliest of the four: no text is generated, so it is no exact match."""
+
+    def update(self, option_logprobs: Sequence[Sequence[float]], records: Sequence[Record]) -> None:  # type: ignore[override]
+        """Counts a batch.
+
+        Args:
+            option_logprobs: (B, O) log-likelihoods; of equal ones the first counts.
+            records: B, with their solutions.
+        """
+        for logprobs, record in zip(option_logprobs, records, strict=True):
+            self.k += record.options[likeliest(logprobs)] == record.gold
+        self.n += len(records)
+
+
+def likeliest(option_logprobs: Sequence[float]) -> int:
+    """The place of the option with the greatest log-likelihood; of equal ones the first."""
+    return max(range(len(option_logprobs)), key=lambda place: option_logprobs[place])
 
 
 def answer_metrics(prefix: str = "") -> MetricCollection:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 from scipy.stats import binomtest
 
 from mmcoref.data.record import LETTERS, Letter
@@ -125,35 +126,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def brier_score(probabilities: ArrayLike, gold: ArrayLike) -> float:
-    """Mean over records of the squared distance to the one-hot gold option, 0 (sure and right) to 2 (sure and wrong).
+def option_probabilities(option_logprobs: ArrayLike) -> NDArray[np.float64]:
+    """(N, O): the options' likelihoods, normalised over the four (a softmax of log-likelihoods)."""
+    return np.exp(_normalised(option_logprobs))
+
+
+def brier_scores(option_logprobs: ArrayLike, gold: ArrayLike) -> NDArray[np.float64]:
+    """(N,): the squared distance to the one-hot gold option, 0 (sure and right) to 2 (sure and wrong).
 
     Brier (1950), the form that sums over all classes.
 
     Args:
-        probabilities: (N, O), each row a distribution over the options.
-        gold: (N,) integers, the gold option's index.
+        option_logprobs: (N, O) log-likelihoods in nats, which need not be normalised over the options.
+        gold: (N,) integers, the gold option's place.
 
     Raises:
-        ValueError: the shapes do not fit, a row is no distribution, or an index is not 0 to 3.
+        ValueError: the shapes do not fit, a number is nan, or a place is not 0 to 3.
     """
-    p_NO, gold_N = _distributions(probabilities, gold)
-    return float(((p_NO - np.eye(len(LETTERS))[gold_N]) ** 2).sum(axis=1).mean())
+    logprobs_NO, gold_N = _scored(option_logprobs, gold)
+    squares: NDArray[np.float64] = ((np.exp(logprobs_NO) - np.eye(len(LETTERS))[gold_N]) ** 2).sum(axis=1)
+    return squares
 
 
-def negative_log_likelihood(probabilities: ArrayLike, gold: ArrayLike) -> float:
-    """Mean over records of -ln p(gold option), in nats; ln 4 = 1.386 for a guess, inf where a gold option has p = 0.
+def negative_log_likelihoods(option_logprobs: ArrayLike, gold: ArrayLike) -> NDArray[np.float64]:
+    """(N,): -ln p(gold option) in nats, p normalised over the four options; ln 4 = 1.386 for a guess.
 
     Args:
-        probabilities: (N, O), each row a distribution over the options.
-        gold: (N,) integers, the gold option's index.
+        option_logprobs: (N, O) log-likelihoods in nats, which need not be normalised over the options.
+        gold: (N,) integers, the gold option's place.
 
     Raises:
-        ValueError: as `brier_score`.
+        ValueError: as `brier_scores`.
     """
-    p_NO, gold_N = _distributions(probabilities, gold)
-    with np.errstate(divide="ignore"):
-        return float(-np.log(p_NO[np.arange(len(gold_N)), gold_N]).mean())
+    logprobs_NO, gold_N = _scored(option_logprobs, gold)
+    return -logprobs_NO[np.arange(len(gold_N)), gold_N]
 
 
 class Recall(NamedTuple):
@@ -191,6 +197,20 @@ def macro_recall(recalls: Sequence[Recall]) -> float:
     return sum(shares) / len(shares)
 
 
+def recall_spread(recalls: Sequence[Recall]) -> float:
+    """Standard deviation of the recalls of the letters that occur, 0 where every letter is recalled alike (RStd).
+
+    Source: Zheng et al., Large language models are not robust multiple choice selectors (2024); over the population.
+
+    Raises:
+        ValueError: no letter occurs.
+    """
+    shares = [recall.k / recall.n for recall in recalls if recall.n]
+    if not shares:
+        raise ValueError("expected at least one record, got none")
+    return float(np.std(shares))
+
+
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     a_N, b_N = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a_N.ndim != 1 or a_N.shape != b_N.shape:
@@ -198,12 +218,17 @@ def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np
     return a_N, b_N
 
 
-def _distributions(probabilities: ArrayLike, gold: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    p_NO, gold_N = np.asarray(probabilities, dtype=np.float64), np.asarray(gold, dtype=np.int64)
-    if p_NO.shape != (len(gold_N), len(LETTERS)) or not len(gold_N):
-        raise ValueError(f"expected probabilities (N, 4) and gold (N,), got {p_NO.shape} and {gold_N.shape}")
-    if (p_NO < 0).any() or not np.allclose(p_NO.sum(axis=1), 1, atol=1e-4):
-        raise ValueError("probabilities: expected rows of numbers from 0 to 1 that sum to 1")
+def _normalised(option_logprobs: ArrayLike) -> NDArray[np.float64]:
+    normalised: NDArray[np.float64] = log_softmax(np.asarray(option_logprobs, dtype=np.float64), axis=-1)
+    return normalised
+
+
+def _scored(option_logprobs: ArrayLike, gold: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    logprobs_NO, gold_N = np.asarray(option_logprobs, dtype=np.float64), np.asarray(gold, dtype=np.int64)
+    if logprobs_NO.shape != (len(gold_N), len(LETTERS)) or not len(gold_N):
+        raise ValueError(f"expected log-likelihoods (N, 4) and gold (N,), got {logprobs_NO.shape} and {gold_N.shape}")
+    if np.isnan(logprobs_NO).any():
+        raise ValueError("log-likelihoods: expected numbers, got nan")
     if not ((gold_N >= 0) & (gold_N < len(LETTERS))).all():
-        raise ValueError("gold: expected indices from 0 to 3")
-    return p_NO, gold_N
+        raise ValueError("gold: expected places from 0 to 3")
+    return _normalised(logprobs_NO), gold_N

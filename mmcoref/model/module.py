@@ -15,38 +15,20 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
-from mmcoref.data.encode import EvalBatch, Example, TrainBatch
+from mmcoref.data.batch import EvalBatch, TrainBatch
 from mmcoref.data.module import MMCorefDataModule
+from mmcoref.data.order import FILE_ORDER, Permutations
 from mmcoref.data.sampler import global_seed
 from mmcoref.data.tokenizer import TINY, pack_tokenizer
 from mmcoref.errors import at_least
-from mmcoref.evaluation.metrics import answer_metrics
+from mmcoref.evaluation.metrics import LikelihoodAccuracy, answer_metrics
+from mmcoref.evaluation.prediction import Prediction
+from mmcoref.model.answering import Decoding, predict
 from mmcoref.model.backbone import build_backbone, load_backbone
 from mmcoref.model.optim import linear_warmup_decay, parameter_groups
 from mmcoref.model.scoring import answer, target_loss_sum
 
-_ROOM_AFTER_ANSWER = 8  # tokens beyond the longest answer, so that an answer with something behind it shows itself
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model said of one record.
-
-    Attributes:
-        example: the record and its place in the file.
-        text: what was generated, without the stop token.
-        stopped: whether the model stopped by itself within `max_new_tokens`.
-        option_logprobs: log-likelihood of each option, in nats.
-    """
-
-    example: Example
-    text: str
-    stopped: bool
-    option_logprobs: tuple[float, ...]
-
-    def to(self, device: torch.device) -> Prediction:
-        """Itself: Lightning moves what `predict_step` returns, and here is nothing to move."""
-        return self
+ROOM_AFTER_ANSWER = 8  # tokens beyond the longest answer, so that an answer with something behind it shows itself
 
 
 class MMCorefModule(pl.LightningModule):
@@ -59,6 +41,10 @@ class MMCorefModule(pl.LightningModule):
         weight_decay: AdamW's, on matrices only.
         warmup_steps: optimizer steps of linear warm-up; then the rate falls linearly to 0.
         max_new_tokens: tokens that may be generated; by default the longest answer in the data and 8 more.
+        decoding: how the answer is written: `greedy` and freely; `constrained` to the four options; or `published`, by sampling 3 beams.
+        val_generate: whether validation generates. If not it only scores the options, which is cheaper, and logs
+            `likelihood_accuracy`, never an exact match.
+        permutations: in which orders of its options each test record is asked: `none` but the file's, the 4 `cyclic` ones, or `all` 24.
     """
 
     def __init__(
@@ -68,6 +54,9 @@ class MMCorefModule(pl.LightningModule):
         weight_decay: float = 0.01,
         warmup_steps: int = 100,
         max_new_tokens: int | None = None,
+        decoding: Decoding = "greedy",
+        val_generate: bool = True,
+        permutations: Permutations = "none",
     ) -> None:
         super().__init__()
         at_least(0, model__lr=lr, model__weight_decay=weight_decay, model__warmup_steps=warmup_steps)
@@ -75,6 +64,7 @@ class MMCorefModule(pl.LightningModule):
         self.save_hyperparameters()
         self.lm: PreTrainedModel | None = None
         self.curve_metrics = answer_metrics()
+        self.curve_likelihood = LikelihoodAccuracy()
         self.test_metrics = answer_metrics()
         self.max_new_tokens = 0
         self._backbone_config: dict[str, Any] | None = None
@@ -96,7 +86,7 @@ class MMCorefModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Reads from the data how long an answer can be."""
-        self.max_new_tokens = self.hparams["max_new_tokens"] or self.data.longest_answer + _ROOM_AFTER_ANSWER
+        self.max_new_tokens = self.hparams["max_new_tokens"] or self.data.longest_answer + ROOM_AFTER_ANSWER
 
     def configure_model(self) -> None:
         """Loads the weights; not in `__init__`, so that a module of any size can be made without them."""
@@ -130,9 +120,9 @@ class MMCorefModule(pl.LightningModule):
         # Dropout is seeded by place, not one stream over the run: no checkpoint holds such a stream for all processes.
         torch.manual_seed(hash((global_seed(), self.current_epoch, batch_idx, self.global_rank)) & 0x7FFFFFFFFFFFFFFF)
         loss_sum = target_loss_sum(self.backbone, batch)
-        self._window.add(loss_sum.detach(), batch.tokens, batch.window_targets)
-        processes = self.data.replicas(self.trainer)["num_replicas"]
-        return loss_sum * (self.trainer.accumulate_grad_batches * processes / batch.window_targets)
+        loss = loss_sum / batch.window_targets
+        self._window.add(loss.detach(), batch.tokens)
+        return loss * (self.trainer.accumulate_grad_batches * self.data.replicas(self.trainer)["num_replicas"])
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -143,10 +133,10 @@ class MMCorefModule(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             norm = torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), gradient_clip_val or math.inf)
-        sums = torch.tensor([float(self._window.loss_sum), self._window.tokens], device=self.device)
-        loss_sum, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = torch.tensor([float(self._window.loss), self._window.tokens], device=self.device)
+        loss, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
         now = time.perf_counter()
-        self.log("train/loss", loss_sum / self._window.targets, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
         self.log("train/grad_norm", norm)
         self.log("train/tokens_per_second", tokens / (now - self._window.start))
@@ -163,49 +153,63 @@ class MMCorefModule(pl.LightningModule):
 
     # ------------------------------------------------------------------ answering
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """The curves of each epoch."""
-        self._answer(batch, self.curve_metrics)
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> Any:
+        """Predictions of the batch's valid rows, counted for the curves; none where only the options are scored."""
+        if self.hparams["val_generate"]:
+            predictions = self._predict(batch)
+            _count(self.curve_metrics, predictions)
+            scored = [(prediction.option_logprobs, prediction.record) for prediction in predictions]
+        else:
+            predictions = []
+            logprobs = answer(self.backbone, batch, stop_id=self.data.encoder.stop_id).option_logprobs.tolist()
+            scored = [(row, example.record) for row, (example, counts) in zip(logprobs, batch.rows, strict=True) if counts]
+        if scored:
+            self.curve_likelihood.update(*zip(*scored, strict=True))
+        return predictions
 
     def test_step(self, batch: EvalBatch, batch_idx: int) -> Any:
-        """Predictions of the batch's valid rows, counted."""
-        return self._answer(batch, self.test_metrics)
+        """Predictions of the batch's valid rows; those in the file's order of options are counted."""
+        predictions = self._predict(batch)
+        _count(self.test_metrics, [prediction for prediction in predictions if prediction.order == FILE_ORDER])
+        return predictions
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> list[Prediction]:
         """Predictions of the batch's valid rows, with or without a solution."""
-        return self._answer(batch, None)
+        return self._predict(batch)
 
-    def _answer(self, batch: EvalBatch, metrics: MetricCollection | None) -> list[Prediction]:
-        encoder = self.data.encoder
-        answers = answer(self.backbone, batch, stop_id=encoder.stop_id, max_new_tokens=self.max_new_tokens)
-        logprobs = answers.option_logprobs.tolist()
-        predictions = [
-            Prediction(example, encoder.decode(ids), stopped, tuple(row))
-            for (example, counts), ids, stopped, row in zip(batch.rows, answers.generated, answers.stopped, logprobs, strict=True)
-            if counts
-        ]
-        if metrics is not None and predictions:
-            metrics.update([prediction.text for prediction in predictions], [prediction.example.record for prediction in predictions])
-        return predictions
+    def _predict(self, batch: EvalBatch) -> list[Prediction]:
+        return predict(
+            self.backbone,
+            self.data.encoder,
+            batch,
+            decoding=self.hparams["decoding"],
+            max_new_tokens=self.max_new_tokens,
+            seed=global_seed(),
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Logs the accuracies of this epoch, under a name that says which records they were measured on."""
         name = "val" if self.data.val else "test_curve"
-        self._log_metrics(self.curve_metrics, name, self.trainer.num_val_batches, len(self.data.curve))
+        seen = sum(self.trainer.num_val_batches) * self.data.rows_at_once(self.trainer)
+        if self.hparams["val_generate"]:
+            self._log_metrics(self.curve_metrics, name, seen, len(self.data.curve))
+        self._log_metrics(MetricCollection({"likelihood_accuracy": self.curve_likelihood}), name, seen, len(self.data.curve))
 
     def on_test_epoch_end(self) -> None:
         """Logs the accuracies on the test records."""
-        self._log_metrics(self.test_metrics, "test", self.trainer.num_test_batches, len(self.data.test))
+        seen = sum(self.trainer.num_test_batches) * self.data.rows_at_once(self.trainer)
+        self._log_metrics(self.test_metrics, "test", seen // len(self.data.orders), len(self.data.test))
 
-    def _log_metrics(self, metrics: MetricCollection, prefix: str, batches: list[int | float], expected: int) -> None:
-        """Computes on every process, as that sums their counts; asserts that every record was counted once."""
+    def _log_metrics(self, metrics: MetricCollection, prefix: str, seen: float, expected: int) -> None:
+        """Logs and resets; asserts that every record was counted once where the batches had room for all (`seen`).
+
+        On every process, as computing sums their counts.
+        """
         values = metrics.compute()
-        local = torch.tensor(int(metrics["object_accuracy"].n), device=self.device)  # type: ignore[arg-type]
+        local = torch.tensor(int(next(iter(metrics.values())).n), device=self.device)  # type: ignore[arg-type]
         counted = int(self.trainer.strategy.reduce(local, reduce_op="sum"))
         metrics.reset()
-        processes = self.data.replicas(self.trainer)["num_replicas"]
-        whole = sum(batches) * processes * self.data.hparams["eval_batch_size"] >= expected
-        if whole and counted != expected:
+        if seen >= expected and counted != expected:
             raise RuntimeError(f"{prefix}: expected each of {expected} records to be counted once, counted {counted}")
         self.log_dict({f"{prefix}/{name}": value.float() for name, value in values.items()})
 
@@ -217,16 +221,20 @@ class MMCorefModule(pl.LightningModule):
         checkpoint["mmcoref_tokenizer"] = pack_tokenizer(self.data.tokenizer)
 
 
+def _count(metrics: MetricCollection, predictions: list[Prediction]) -> None:
+    if predictions:
+        texts, records = [one.text for one in predictions], [one.record for one in predictions]
+        metrics.update(texts, records, newline_in_prompt=predictions[0].newline_in_prompt)
+
+
 @dataclass
 class _Window:
     """What one optimizer step has seen so far on this process."""
 
     start: float
-    loss_sum: Tensor | float = 0.0
+    loss: Tensor | float = 0.0
     tokens: int = 0
-    targets: int = 0
 
-    def add(self, loss_sum: Tensor, tokens: int, targets: int) -> None:
-        self.loss_sum = self.loss_sum + loss_sum
+    def add(self, loss: Tensor, tokens: int) -> None:
+        self.loss = self.loss + loss
         self.tokens += tokens
-        self.targets = targets

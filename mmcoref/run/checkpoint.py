@@ -126,6 +126,11 @@ def read_stored(path: str | Path) -> Stored:
     return Stored(path, config, int(checkpoint["global_step"]), checkpoint["mmcoref_backbone"], checkpoint["mmcoref_tokenizer"])
 
 
+def load_weights(module: MMCorefModule, path: Path) -> None:
+    """Loads a checkpoint's weights into a module whose model has been built from it."""
+    module.load_state_dict(_map(path)["state_dict"])
+
+
 def find_last(root: Path, *, best: bool = False) -> Path | None:
     """The newest whole checkpoint of the newest run under `root` that has one; runs are numbered `version_N`.
 

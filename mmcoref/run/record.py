@@ -1,45 +1,44 @@
-"""record.json, predictions.jsonl and eval_test.txt: what a test or predict run says of itself."""
+"""record.json, predictions.jsonl and eval_test.txt: what a run that answers says of itself."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import platform
 import resource
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import distributed
 
 import mmcoref
+from mmcoref.data.encode import Example
 from mmcoref.data.module import MMCorefDataModule
+from mmcoref.data.order import FILE_ORDER
 from mmcoref.data.record import LETTERS
-from mmcoref.evaluation.answer import parse_answer
-from mmcoref.evaluation.floors import floors
-from mmcoref.evaluation.metrics import Verdict, judge
-from mmcoref.evaluation.stats import wilson
-from mmcoref.model.module import MMCorefModule, Prediction
+from mmcoref.data.split import cluster_ids
+from mmcoref.evaluation.permutations import by_text
+from mmcoref.evaluation.prediction import Prediction
+from mmcoref.evaluation.report import HONEST, METRICS, PUBLISHED_RULES, report
+from mmcoref.model.module import MMCorefModule
 from mmcoref.run.checkpoint import Stored, over_processes, run_folder
+from mmcoref.run.table import print_scores, readable
 
 log = logging.getLogger(__name__)
 
 _PACKAGES = ("lightning", "torch", "transformers", "torchmetrics", "tokenizers")
-METRICS = ("object_accuracy", "photo_accuracy", "exact_match", "object_published_rule", "photo_published_rule")
 
 
 class RunRecord(pl.Callback):
-    """Collects what a test or predict run answered, and writes it into the run's folder.
+    """Collects what a test, validate or predict run answered, and writes it into the run's folder.
 
     Args:
         config: the run's settings, of plain values.
@@ -56,7 +55,7 @@ class RunRecord(pl.Callback):
         """Starts the clock."""
         self._mine, self._start = [], time.perf_counter()
 
-    on_predict_start = on_test_start
+    on_predict_start = on_validation_start = on_test_start
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -66,7 +65,35 @@ class RunRecord(pl.Callback):
 
     on_predict_batch_end = on_test_batch_end
 
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The same for `mmcoref validate`; a fit keeps its curves only."""
+        if trainer.state.fn == "validate":
+            self._mine += outputs
+
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the record of a test."""
+        self._write_record(trainer, "test", _data(trainer).test)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the record of `mmcoref validate`, where it generated answers."""
+        if trainer.state.fn == "validate" and self.config["model"]["val_generate"]:
+            self._write_record(trainer, "validate", _data(trainer).curve)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gathers every process's predictions; the first process writes `predictions.jsonl`."""
+        folder = run_folder(trainer)
+        predictions = _gather(trainer, self._mine)
+        if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        _assert_each_once(predictions, len(_data(trainer).unlabelled), whole=not _limited(trainer))
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "predictions.jsonl"
+        _write(file, _json_lines(_line(prediction) for prediction in predictions))
+        log.info("%d predictions written to %s", len(predictions), file)
+
+    def _write_record(self, trainer: pl.Trainer, stage: str, examples: Sequence[Example]) -> None:
         """Gathers every process's predictions; the first process writes."""
         seconds = time.perf_counter() - self._start
         memory = over_processes(trainer, _peak_memory_gib())
@@ -75,124 +102,95 @@ class RunRecord(pl.Callback):
         if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data = _data(trainer)
-        whole = len(predictions) == len(data.test)
-        _assert_each_once(predictions, len(data.test), whole=whole or not _limited(trainer))
-        verdicts = [judge(prediction.text, prediction.example.record) for prediction in predictions]
-        scores, unparsable = _scores(verdicts), sum(verdict.unparsable for verdict in verdicts)
-        tested = [prediction.example.record for prediction in predictions]
-        found = floors([data.file.records[i] for i in data.split.train], tested)  # type: ignore[union-attr]
+        asked = len(examples) * (len(data.orders) if stage == "test" else 1)
+        predictions, whole = _all_orders(predictions), len(predictions) == asked
+        _assert_each_once(predictions, asked, whole=whole or not _limited(trainer))
+        answers = [prediction for prediction in predictions if prediction.order == FILE_ORDER]
+        records = data.file.records  # type: ignore[union-attr]
+        cluster_of = cluster_ids(records)
+        clusters = [cluster_of[prediction.index] for prediction in answers]
+        as_published = data.as_published or self.config["model"]["decoding"] == "published"
         record = {
             "config": self.config,
+            "training": None if self.stored is None else self.stored.config,
             "checkpoint": None if self.stored is None else {"path": str(self.stored.path), "step": self.stored.step},
             "versions": _versions(),
             "git": _git(),
-            "data": {"path": data.hparams["path"], "sha256": data.file.sha256, "records": len(data.file.records)},  # type: ignore[union-attr]
+            "data": {"path": data.hparams["path"], "sha256": data.file.sha256, "records": len(records)},  # type: ignore[union-attr]
             "split": {"train": len(data.split.train), "val": len(data.split.val), "test": len(data.split.test)},
             "dropped": data.dropped,
             "trimmed": data.trimmed,
             "seed": self.config.get("seed_everything"),
-            "stage": "test",
+            "stage": stage,
             "partial": data.partial or not whole,
-            "n": len(predictions),
-            "metrics": scores,
-            "intervals": {name: list(wilson(int(score["k"]), int(score["n"]))) for name, score in scores.items()},
-            "floors": [asdict(floor) for floor in found],
-            "unparsable": unparsable,
-            "cut": sum(not prediction.stopped for prediction in predictions),
+            "decoding": self.config["model"]["decoding"],
+            "headline": [*PUBLISHED_RULES, "exact_match"] if as_published else list(HONEST),
+            **report(predictions, train=[records[i] for i in data.whole_train], clusters=clusters),
             "max_new_tokens": _module(trainer).max_new_tokens,
             "seconds": round(seconds, 3),
             "peak_memory_gib": round(memory, 3),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [_line(prediction, verdict) for prediction, verdict in zip(predictions, verdicts, strict=True)]
-        _write(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        _write(folder / "eval_test.txt", _readable(predictions, verdicts, record))
-        _write(folder / "record.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
-        _print_scores(record, folder)
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gathers every process's predictions; the first process writes `predictions.jsonl`."""
-        folder = run_folder(trainer)
-        predictions = _gather(trainer, self._mine)
-        if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        data = _data(trainer)
-        _assert_each_once(predictions, len(data.unlabelled), whole=not _limited(trainer))
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "predictions.jsonl"
-        _write(file, "".join(json.dumps(_line(prediction, None), ensure_ascii=False) + "\n" for prediction in predictions))
-        log.info("%d predictions written to %s", len(predictions), file)
+        others: dict[int, list[Prediction]] = {}
+        for prediction in predictions:
+            others.setdefault(prediction.index, []).append(prediction)
+        lines = [
+            _line(prediction) | _judged(prediction, cluster, others[prediction.index])
+            for prediction, cluster in zip(answers, clusters, strict=True)
+        ]
+        _write(folder / "predictions.jsonl", _json_lines(lines))
+        _write(folder / "eval_test.txt", readable(answers, record))
+        _write(folder / "record.json", json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        print_scores(record, folder)
 
 
-def option_probabilities(logprobs: Sequence[float]) -> list[float]:
-    """The four options' probabilities: their likelihoods, normalised over the four (a softmax of log-likelihoods)."""
-    top = max(logprobs)
-    weights = [math.exp(value - top) for value in logprobs]
-    return [weight / sum(weights) for weight in weights]
-
-
-def _line(prediction: Prediction, verdict: Verdict | None) -> dict[str, Any]:
-    """One line of predictions.jsonl; with a verdict in a test, without in a prediction."""
-    record = prediction.example.record
-    option = parse_answer(prediction.text, record.options).option if verdict is None else verdict.option
-    line: dict[str, Any] = {
-        "id": prediction.example.index if record.id is None else record.id,
+def _line(prediction: Prediction) -> dict[str, Any]:
+    """One line of predictions.jsonl, with or without a solution."""
+    record, option = prediction.record, prediction.option
+    return {
+        "id": prediction.index if record.id is None else record.id,
         "option": option.letter if option else None,
         "text": prediction.text,
-        "probabilities": dict(zip(LETTERS, (round(p, 6) for p in option_probabilities(prediction.option_logprobs)), strict=True)),
+        "probabilities": dict(zip(LETTERS, (round(p, 6) for p in prediction.probabilities), strict=True)),
         "stopped": prediction.stopped,
     }
-    if verdict is not None:
-        line |= {"index": prediction.example.index, "gold": record.gold.letter, **{name: getattr(verdict, name) for name in METRICS}}
+
+
+def _judged(prediction: Prediction, cluster: int, orders: Sequence[Prediction]) -> dict[str, Any]:
+    """What a line says besides where the solution is known; letters are those of the file, in every order."""
+    line: dict[str, Any] = {
+        "index": prediction.index,
+        "cluster": cluster,
+        "gold": prediction.record.gold.letter,
+        **{name: getattr(prediction.verdict, name) for name in METRICS},
+        "by_letter": LETTERS[prediction.by_letter],
+        "by_likelihood": LETTERS[prediction.by_likelihood],
+        "failure": prediction.failure,
+        "option_logprobs": [round(value, 6) for value in prediction.option_logprobs],
+    }
+    if len(orders) > 1:
+        line["orders"] = {
+            "".join(LETTERS[place] for place in one.order): None if one.option is None else LETTERS[one.order[by_text(one) or 0]]
+            for one in orders
+        }
     return line
 
 
-def _scores(verdicts: Sequence[Verdict]) -> dict[str, dict[str, float | int]]:
-    n = len(verdicts)
-    hits = {name: sum(bool(getattr(verdict, name)) for verdict in verdicts) for name in METRICS}
-    return {name: {"value": k / n, "k": k, "n": n} for name, k in hits.items()}
+def _json_lines(lines: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
 
 
-def _print_scores(record: dict[str, Any], folder: Path) -> None:
-    """The run's result on standard output, beside what no model scores."""
-    table = Table(title=f"{folder}, n = {record['n']}{', partial' if record['partial'] else ''}")
-    for heading, justify in (("", "left"), ("k", "right"), ("share", "right"), ("95 % interval", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for name, score in record["metrics"].items():
-        low, high = record["intervals"][name]
-        table.add_row(name, str(score["k"]), f"{score['value']:.3f}", f"{low:.3f} – {high:.3f}")
-    table.add_row("unparsable", str(record["unparsable"]), "", "")
-    table.add_row("cut at max_new_tokens", str(record["cut"]), "", "", end_section=True)
-    for floor in record["floors"]:
-        for level in ("object", "photo"):
-            if floor[level] is not None:
-                table.add_row(f"{level}, {floor['name']}", str(floor[level]), f"{floor[level] / floor['n']:.3f}", "no model")
-    Console().print(table)
-
-
-def _readable(predictions: Sequence[Prediction], verdicts: Sequence[Verdict], run: dict[str, Any]) -> str:
-    """Each dialogue's question, gold, output and verdict, then the totals."""
-    blocks = []
-    for prediction, verdict in zip(predictions, verdicts, strict=True):
-        record = prediction.example.record
-        said = {"object": verdict.object_accuracy, "photo": verdict.photo_accuracy, "exact": verdict.exact_match}
-        outcome = ", ".join(f"{name} {'right' if right else 'wrong'}" for name, right in said.items())
-        parsed = verdict.option.letter if verdict.option else "unparsable"
-        blocks.append(
-            f"[{prediction.example.index}] {record.problem}\n"
-            f"  gold:    {record.gold.text}\n"
-            f"  output:  {prediction.text!r}{'' if prediction.stopped else ' (cut: it did not stop)'}\n"
-            f"  verdict: {parsed}; {outcome}\n"
-        )
-    totals = [f"{name}: {score['k']}/{score['n']} = {score['value']:.4f}" for name, score in run["metrics"].items()]
-    partial = ["partial: not all test records"] if run["partial"] else []
-    return "\n".join([*blocks, *totals, f"unparsable: {run['unparsable']}/{run['n']}", *partial]) + "\n"
+def _all_orders(predictions: list[Prediction]) -> list[Prediction]:
+    """Without records that limited batches left in some orders only, which can be compared to none."""
+    counts = Counter(prediction.index for prediction in predictions)
+    asked = max(counts.values(), default=0)
+    return [prediction for prediction in predictions if counts[prediction.index] == asked]
 
 
 def _assert_each_once(predictions: Sequence[Prediction], expected: int, *, whole: bool) -> None:
-    indices = [prediction.example.index for prediction in predictions]
-    if len(set(indices)) != len(indices) or (whole and len(indices) != expected):
-        raise RuntimeError(f"expected each of {expected} records once, got {len(indices)} predictions of {len(set(indices))} records")
+    asked = [(prediction.index, prediction.order) for prediction in predictions]
+    if len(set(asked)) != len(asked) or (whole and len(asked) != expected):
+        raise RuntimeError(f"expected {expected} predictions, one of each, got {len(asked)}, of which {len(set(asked))} differ")
 
 
 def _gather(trainer: pl.Trainer, mine: list[Prediction]) -> list[Prediction] | None:
@@ -203,7 +201,7 @@ def _gather(trainer: pl.Trainer, mine: list[Prediction]) -> list[Prediction] | N
         distributed.gather_object(mine, everyone)
     if everyone is None:
         return None
-    return sorted((prediction for part in everyone for prediction in part), key=lambda prediction: prediction.example.index)
+    return sorted((prediction for part in everyone for prediction in part), key=lambda prediction: (prediction.index, prediction.order))
 
 
 def _peak_memory_gib() -> float:

@@ -14,7 +14,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from mmcoref.data.encode import IGNORED, Encoder, Example, eval_batch, longest_answer, train_batch
+from mmcoref.data.batch import IGNORED, eval_batch, train_batch
+from mmcoref.data.encode import Encoder, Example, longest_answer
 from mmcoref.data.prompt import answer_text, prompt_text, question_text
 from mmcoref.data.record import Record
 from mmcoref.errors import UserError

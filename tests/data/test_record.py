@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmcoref.data.record import LETTERS, Option, Record, dump_records, owner_of, read_records
+from mmcoref.data.file import dump_records, read_records
+from mmcoref.data.record import LETTERS, Option, Record, owner_of
 from mmcoref.errors import UserError
 
 GOOD: dict[str, Any] = {

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmcoref.data.record import LETTERS, Record, dump_records, read_records
+from mmcoref.data.file import dump_records, read_records
+from mmcoref.data.record import LETTERS, Record
 from mmcoref.data.sample import Noun, part_of, particle, sample_records
 from mmcoref.data.sample_words import DEMONSTRATIVES, KINDS, SCENES
 

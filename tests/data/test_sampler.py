@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, DistributedSampler
 
-from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, global_seed
+from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, batches_per_epoch, global_seed
 from mmcoref.errors import UserError
 
 RANKS = st.sampled_from([1, 2, 3, 8])
@@ -152,7 +152,7 @@ def test_neither_the_global_random_stream_nor_other_lengths_move_the_windows() -
 
 def test_lightning_leaves_both_samplers_alone() -> None:
     assert isinstance(sampler([(1, 1)]), DistributedSampler)
-    assert isinstance(EvalSampler(1, num_replicas=1, rank=0), DistributedSampler)
+    assert isinstance(EvalSampler([1], num_replicas=1, rank=0), DistributedSampler)
 
 
 @pytest.mark.parametrize(("value", "seed"), [("42", 42), (None, 0)])
@@ -268,15 +268,67 @@ def test_every_rank_can_resume_from_one_ranks_state() -> None:
 @pytest.mark.parametrize("n", [346, 1, 5, 8, 0])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_every_example_is_evaluated_exactly_once_over_all_ranks(ranks: int, n: int) -> None:
-    rows = [list(EvalSampler(n, num_replicas=ranks, rank=rank)) for rank in range(ranks)]
+    lengths = [1 + i * 7 % 13 for i in range(n)]
+    rows = [list(EvalSampler(lengths, num_replicas=ranks, rank=rank)) for rank in range(ranks)]
     assert {len(one) for one in rows} == {-(-n // ranks)}
-    assert [len(EvalSampler(n, num_replicas=ranks, rank=rank)) for rank in range(ranks)] == [-(-n // ranks)] * ranks
+    assert [len(EvalSampler(lengths, num_replicas=ranks, rank=rank)) for rank in range(ranks)] == [-(-n // ranks)] * ranks
     assert sorted(slot.example for one in rows for slot in one if slot.valid) == list(range(n))
     assert sum(not slot.valid for one in rows for slot in one) == -n % ranks
     assert all(0 <= slot.example < n for one in rows for slot in one)
     assert all([slot.valid for slot in one] == sorted((slot.valid for slot in one), reverse=True) for one in rows)
+    seen = [[lengths[slot.example] for slot in one] for one in rows]
+    assert all(one == sorted(one, reverse=True) for one in seen)
+    assert all(max(step) <= min(before) for before, step in pairwise(zip(*seen, strict=True)))
 
 
-def test_evaluation_on_one_process_keeps_the_order() -> None:
-    assert list(EvalSampler(3, num_replicas=1, rank=0)) == [Slot(0, True), Slot(1, True), Slot(2, True)]
-    assert list(EvalSampler(3, num_replicas=2, rank=1)) == [Slot(1, True), Slot(0, False)]
+def test_evaluation_goes_from_long_to_short_and_fills_up_with_the_shortest() -> None:
+    assert list(EvalSampler([5, 9, 9], num_replicas=1, rank=0)) == [Slot(1, True), Slot(2, True), Slot(0, True)]
+    assert list(EvalSampler([5, 9, 9], num_replicas=2, rank=1)) == [Slot(2, True), Slot(0, False)]
+
+
+# ---------------------------------------------------------------------- options shuffled; as published
+
+
+def turned(epoch: int, i: int) -> tuple[tuple[int, ...], int]:
+    """An order and a number of answer tokens that tell epoch and example."""
+    turn = (epoch + i) % 4
+    return tuple((place + turn) % 4 for place in range(4)), 10 * epoch + i
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_each_row_carries_the_order_of_its_options_and_its_window_their_answer_tokens(epoch: int) -> None:
+    sizes = [(1 + i % 5, 100) for i in range(11)]
+    made = TrainSampler(
+        [a for a, _ in sizes], [b for _, b in sizes], batch_size=2, accumulate=2, num_replicas=1, rank=0, seed=1, options=turned
+    )
+    made.set_epoch(epoch)
+    slots = list(made)
+    for start in range(0, len(slots), 4):
+        window = slots[start : start + 4]
+        assert {slot.window_targets for slot in window} == {sum(10 * epoch + slot.example for slot in window if slot.valid)}
+        assert all(slot.order == turned(epoch, slot.example)[0] for slot in window if slot.valid)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_as_published_an_epoch_has_whole_windows_only_in_the_order_drawn(ranks: int) -> None:
+    lengths = [1 + i * 5 % 7 for i in range(21)]
+
+    def rows(rank: int, *, as_published: bool) -> list[Slot]:
+        made = TrainSampler(lengths, [1] * 21, batch_size=2, accumulate=2, num_replicas=ranks, rank=rank, seed=5, as_published=as_published)
+        assert len(list(made)) == len(made)
+        return list(made)
+
+    published = [rows(rank, as_published=True) for rank in range(ranks)]
+    window = 4 * ranks
+    assert [len(one) for one in published] == [21 // window * 4] * ranks
+    assert all(slot.valid for one in published for slot in one)
+    drawn = torch.randperm(21, generator=torch.Generator().manual_seed(5 * 1_000_003)).tolist()
+    dealt = [slot.example for step in zip(*published, strict=True) for slot in step]
+    assert dealt == drawn[: 21 // window * window]
+    assert sorted({slot.example for rank in range(ranks) for slot in rows(rank, as_published=False)}) == list(range(21))
+
+
+def test_1380_examples_as_published_are_630_steps_in_30_epochs() -> None:
+    settings = {"batch_size": 2, "accumulate": 4, "num_replicas": 8}
+    assert batches_per_epoch(1380, **settings, whole_windows=True) / 4 * 30 == 630
+    assert batches_per_epoch(1380, **settings, whole_windows=False) == 87

@@ -3,7 +3,8 @@ from typing import NamedTuple
 
 import pytest
 
-from mmcoref.data.record import Record, read_records
+from mmcoref.data.file import read_records
+from mmcoref.data.record import Record
 
 
 class Published(NamedTuple):

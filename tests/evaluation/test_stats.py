@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from mmcoref.evaluation.stats import (
     Recall,
-    brier_score,
+    brier_scores,
     cluster_bootstrap,
     holm,
     macro_recall,
     mcnemar,
-    negative_log_likelihood,
+    negative_log_likelihoods,
+    option_probabilities,
     paired_difference,
     recall_by_letter,
+    recall_spread,
     wilson,
 )
 
@@ -159,39 +161,53 @@ def test_brier_and_likelihood_equal_references(logits: list[list[float]], data: 
     gold = data.draw(st.lists(st.integers(0, 3), min_size=len(logits), max_size=len(logits)))
     scores = torch.tensor(logits, dtype=torch.float64)
     p = scores.softmax(dim=1)
+    assert option_probabilities(logits) == pytest.approx(p.numpy())
     squares = [sum((p[i, o].item() - (o == gold[i])) ** 2 for o in range(4)) for i in range(len(gold))]
-    assert brier_score(p.numpy(), gold) == pytest.approx(sum(squares) / len(squares))
-    expected = torch.nn.functional.cross_entropy(scores, torch.tensor(gold)).item()
-    assert negative_log_likelihood(p.numpy(), gold) == pytest.approx(expected, abs=1e-9)
+    assert brier_scores(logits, gold) == pytest.approx(squares)
+    expected = torch.nn.functional.cross_entropy(scores, torch.tensor(gold), reduction="none")
+    assert negative_log_likelihoods(logits, gold) == pytest.approx(expected.numpy(), abs=1e-9)
+
+
+@given(LOGITS, st.floats(-200, 200))
+def test_likelihoods_need_not_be_normalised(logits: list[list[float]], shift: float) -> None:
+    gold = [0] * len(logits)
+    shifted = (np.array(logits) + shift).tolist()
+    assert brier_scores(shifted, gold) == pytest.approx(brier_scores(logits, gold))
+    assert negative_log_likelihoods(shifted, gold) == pytest.approx(negative_log_likelihoods(logits, gold))
 
 
 def test_brier_and_likelihood_at_their_ends() -> None:
-    sure, guess = np.eye(4)[[2, 2]], np.full((2, 4), 0.25)
-    assert brier_score(sure, [2, 2]) == 0
-    assert brier_score(sure, [0, 1]) == 2
-    assert brier_score(guess, [0, 3]) == pytest.approx(0.75)
-    assert negative_log_likelihood(sure, [2, 2]) == 0
-    assert negative_log_likelihood(sure, [2, 1]) == math.inf
-    assert negative_log_likelihood(guess, [0, 3]) == pytest.approx(math.log(4))
+    sure, guess = [[-2000.0, -2000, 0, -2000]] * 2, np.zeros((2, 4))
+    assert brier_scores(sure, [2, 2]).tolist() == [0, 0]
+    assert brier_scores(sure, [0, 1]).tolist() == [2, 2]
+    assert brier_scores(guess, [0, 3]) == pytest.approx([0.75, 0.75])
+    assert negative_log_likelihoods(sure, [2, 1]).tolist() == [0, 2000]  # finite where the probability itself is 0
+    assert negative_log_likelihoods(guess, [0, 3]) == pytest.approx([math.log(4)] * 2)
 
 
-@pytest.mark.parametrize("score", [brier_score, negative_log_likelihood])
+@pytest.mark.parametrize("score", [brier_scores, negative_log_likelihoods])
 @pytest.mark.parametrize(
-    ("probabilities", "gold", "message"),
+    ("logprobs", "gold", "message"),
     [
-        (np.full((2, 3), 1 / 3), [0, 1], r"got \(2, 3\)"),
-        (np.full((2, 4), 0.25), [0], r"and \(1,\)"),
+        (np.zeros((2, 3)), [0, 1], r"got \(2, 3\)"),
+        (np.zeros((2, 4)), [0], r"and \(1,\)"),
         (np.zeros((0, 4)), [], r"got \(0, 4\)"),
-        (np.full((1, 4), 0.5), [0], "sum to 1"),
-        (np.array([[1.5, -0.5, 0, 0]]), [0], "sum to 1"),
-        (np.full((1, 4), math.nan), [0], "sum to 1"),
-        (np.full((1, 4), 0.25), [4], "indices"),
-        (np.full((1, 4), 0.25), [-1], "indices"),
+        (np.full((1, 4), math.nan), [0], "nan"),
+        (np.zeros((1, 4)), [4], "places"),
+        (np.zeros((1, 4)), [-1], "places"),
     ],
 )
-def test_scores_refuse_what_is_no_distribution(score, probabilities, gold, message: str) -> None:
+def test_scores_refuse_what_is_no_distribution(score, logprobs, gold, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score(probabilities, gold)
+        score(logprobs, gold)
+
+
+def test_the_spread_of_recall_is_the_standard_deviation_over_the_letters_that_occur() -> None:
+    recalls = [Recall("A", 1, 2), Recall("B", 0, 0), Recall("C", 3, 3), Recall("D", 0, 5)]
+    assert recall_spread(recalls) == pytest.approx((((0.5 - 0.5) ** 2 + 0.5**2 + 0.5**2) / 3) ** 0.5)
+    assert recall_spread([Recall("A", 1, 2), Recall("B", 2, 4)]) == 0
+    with pytest.raises(ValueError, match="at least one"):
+        recall_spread([])
 
 
 def test_recall_by_letter_shows_a_favourite() -> None:

@@ -11,8 +11,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from mmcoref.data.batch import TrainBatch
+from mmcoref.data.file import dump_records
 from mmcoref.data.module import MMCorefDataModule
-from mmcoref.data.record import Record, dump_records
+from mmcoref.data.record import Record
 from mmcoref.model.module import MMCorefModule
 
 SPLITS = [(1, 8), (2, 4), (4, 2), (8, 1)]  # batch size, accumulation: windows of 8 of the twelve records, so 8 and 4
@@ -33,8 +35,9 @@ def fit(
 ) -> tuple[MMCorefModule, pl.Trainer]:
     pl.seed_everything(3, verbose=False)
     trainer_settings = {key: settings.pop(key) for key in ("precision", "gradient_clip_val") if key in settings}
+    recipe = settings.pop("recipe", "mmcoref")
     module = MMCorefModule(name=str(folder), **({"lr": 1e-3, "warmup_steps": 2} | settings))
-    data = MMCorefDataModule(path=str(file), tokenizer=str(folder), batch_size=batch_size)
+    data = MMCorefDataModule(path=str(file), tokenizer=str(folder), batch_size=batch_size, recipe=recipe, max_tokens=200)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -172,3 +175,33 @@ def test_twelve_dialogues_are_learnt_by_heart(llama_folder: Path, fifteen: Path)
     (scores,) = trainer.test(module, module.data, verbose=False)
     assert scores["test/object_accuracy"] == scores["test/exact_match"] == 1.0  # the test records are among the twelve
     assert scores["test/unparsable"] == 0
+
+
+class Batches(pl.Callback):
+    """Keeps every micro-batch, and every logged loss."""
+
+    def __init__(self) -> None:
+        self.seen: list[TrainBatch] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        self.seen.append(batch)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_as_published_a_step_is_the_mean_of_its_micro_batches_means(llama_folder: Path, fifteen: Path) -> None:
+    batches, gradients = Batches(), Gradients()
+    fit(llama_folder, fifteen, 2, 2, recipe="published", callbacks=[batches, gradients])
+    assert len(gradients.steps) == 3  # 12 records in windows of 4
+    assert all(batch.input_ids.shape == (2, 200) for batch in batches.seen)
+    lm = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).train()
+    micro = [F.cross_entropy(lm(batch.input_ids).logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()) for batch in batches.seen[:2]]
+    assert (batches.seen[0].labels >= 0).sum() != (batches.seen[1].labels >= 0).sum()  # so that other means would show
+    loss = sum(micro) / 2
+    loss.backward()
+    assert batches.losses[0] == pytest.approx(float(loss.detach()), rel=1e-5)
+    for name, parameter in lm.named_parameters():
+        assert torch.allclose(gradients.steps[0][f"lm.{name}"], parameter.grad, rtol=1e-4, atol=1e-7), name

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mmcoref.data.encode import Encoder, Example, eval_batch, train_batch
+from mmcoref.data.batch import EvalBatch, Rows, eval_batch, train_batch
+from mmcoref.data.encode import Encoder, Example
 from mmcoref.data.record import Record
-from mmcoref.model.scoring import answer, target_loss_sum
+from mmcoref.model.scoring import _walk, answer, answer_as_published, target_loss_sum
 from tests.conftest import llama
 
 
@@ -48,6 +51,27 @@ def test_option_scores_equal_four_full_passes(lm: LlamaForCausalLM, encoder: Enc
             assert max(theirs) - min(theirs) > 1  # the four differ, so that a mix-up would show
 
 
+def padded_right(batch: EvalBatch) -> EvalBatch:
+    """The same prompts with their padding on the other side."""
+    lengths = batch.prompt_mask.sum(-1).tolist()
+    ids = torch.stack([row.roll(n - len(row)) if n < len(row) else row for row, n in zip(batch.prompt_ids, lengths, strict=True)])
+    return batch._replace(prompt_ids=ids, prompt_mask=batch.prompt_mask.flip(-1))
+
+
+@pytest.mark.parametrize("model", ["lm", "taught"])
+def test_prompts_padded_on_the_right_give_the_same(
+    model: str, request: pytest.FixtureRequest, encoder: Encoder, examples: list[Example]
+) -> None:
+    lm, left = request.getfixturevalue(model), eval_batch([(example, True) for example in examples], encoder.pad_id)
+    right = padded_right(left)
+    assert right.prompt_mask[:, 0].all()
+    assert not left.prompt_mask[:, 0].all()
+    ours, theirs = (answer(lm, batch, stop_id=encoder.stop_id, max_new_tokens=24) for batch in (right, left))
+    assert torch.allclose(ours.option_logprobs, theirs.option_logprobs, atol=1e-4, rtol=0)
+    assert ours.generated == theirs.generated
+    assert torch.equal(ours.by_letter, theirs.by_letter)
+
+
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=5))
 @settings(max_examples=15, deadline=None)
 def test_a_score_does_not_depend_on_the_rows_beside_it_or_their_padding(
@@ -80,9 +104,8 @@ def test_each_row_stops_at_its_own_stop_token(lm: LlamaForCausalLM, encoder: Enc
     free = answer(lm, batch, stop_id=-1, max_new_tokens=6).generated
     stop_id = free[0][2]  # what the first row says third; other rows say it later, earlier or never
     answers = answer(lm, batch, stop_id=stop_id, max_new_tokens=6)
-    for ours, row, stopped in zip(answers.generated, free, answers.stopped, strict=True):
-        assert stopped == (stop_id in row)
-        assert ours == (row[: row.index(stop_id) + 1] if stopped else row)
+    for ours, row in zip(answers.generated, free, strict=True):
+        assert ours == (row[: row.index(stop_id) + 1] if stop_id in row else row)
     assert len(answers.generated[0]) <= 3
 
 
@@ -91,6 +114,129 @@ def test_scoring_leaves_the_prompt_cache_to_the_generation(lm: LlamaForCausalLM,
     first, second = (answer(lm, batch, stop_id=encoder.stop_id, max_new_tokens=8) for _ in range(2))
     assert first.generated == second.generated
     assert torch.equal(first.option_logprobs, second.option_logprobs)
+
+
+# ---------------------------------------------------------------------- a model that has learnt to answer
+
+
+@pytest.fixture(scope="module")
+def taught(tokenizer: PreTrainedTokenizerFast, encoder: Encoder, examples: list[Example]) -> LlamaForCausalLM:
+    """Has learnt six of the twelve answers by heart, so that some outputs are options and others are not."""
+    lm = llama(len(tokenizer))
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2)
+    batch = train_batch([(example, True) for example in examples[:6]], 1, encoder.pad_id)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (target_loss_sum(lm, batch) / 60).backward()
+        optimizer.step()
+    return lm.eval()
+
+
+@torch.no_grad()
+def generated_by_transformers(lm: LlamaForCausalLM, encoder: Encoder, example: Example, **settings: Any) -> list[int]:
+    ids = torch.tensor([example.prompt_ids])
+    out = lm.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=encoder.stop_id, pad_token_id=encoder.pad_id, **settings
+    )
+    return [int(token) for token in out[0, ids.shape[1] :]]
+
+
+def forwards(lm: LlamaForCausalLM) -> list[int]:
+    """Grows by the width of each forward pass."""
+    widths: list[int] = []
+    lm.register_forward_pre_hook(lambda _, args, inputs: widths.append(inputs["input_ids"].shape[1]), with_kwargs=True)
+    return widths
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_texts_read_off_the_option_scores_are_what_generate_writes(
+    taught: LlamaForCausalLM, encoder: Encoder, examples: list[Example], batch_size: int
+) -> None:
+    theirs = [generated_by_transformers(taught, encoder, example, max_new_tokens=24) for example in examples]
+    are_options = [tuple(ids) in example.option_ids for ids, example in zip(theirs, examples, strict=True)]
+    assert 6 <= sum(are_options) < 12
+    ours = []
+    for start in range(0, len(examples), batch_size):
+        batch = eval_batch([(example, True) for example in examples[start : start + batch_size]], encoder.pad_id)
+        ours += answer(taught, batch, stop_id=encoder.stop_id, max_new_tokens=24).generated
+    assert ours == theirs
+
+
+def test_an_option_that_is_written_costs_no_decoding_step(taught: LlamaForCausalLM, encoder: Encoder, examples: list[Example]) -> None:
+    widths = forwards(taught)
+    answer(taught, eval_batch([(example, True) for example in examples[:6]], encoder.pad_id), stop_id=encoder.stop_id, max_new_tokens=24)
+    assert len(widths) == 2  # the prompts and the options
+    widths.clear()
+    answer(taught, eval_batch([(example, True) for example in examples], encoder.pad_id), stop_id=encoder.stop_id, max_new_tokens=24)
+    assert len(widths) > 2
+    assert set(widths[2:]) == {1}
+
+
+def test_an_option_longer_than_may_be_generated_is_cut(taught: LlamaForCausalLM, encoder: Encoder, examples: list[Example]) -> None:
+    batch = eval_batch([(example, True) for example in examples[:6]], encoder.pad_id)
+    whole = answer(taught, batch, stop_id=encoder.stop_id, max_new_tokens=24).generated
+    shortest = min(map(len, whole))
+    cut = answer(taught, batch, stop_id=encoder.stop_id, max_new_tokens=shortest).generated
+    assert cut == [ids[:shortest] for ids in whole]
+    assert max(map(len, whole)) > shortest
+
+
+def test_nothing_is_generated_unless_asked(taught: LlamaForCausalLM, encoder: Encoder, examples: list[Example]) -> None:
+    batch = eval_batch([(example, True) for example in examples], encoder.pad_id)
+    widths = forwards(taught)
+    scored = answer(taught, batch, stop_id=encoder.stop_id)
+    assert len(widths) == 2
+    assert scored.generated == []
+    assert torch.equal(scored.option_logprobs, answer(taught, batch, stop_id=encoder.stop_id, max_new_tokens=9).option_logprobs)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 12])
+@pytest.mark.parametrize("model", ["lm", "taught"])
+def test_the_constrained_choice_is_that_of_generate_over_a_trie(
+    model: str, request: pytest.FixtureRequest, encoder: Encoder, examples: list[Example], batch_size: int
+) -> None:
+    lm = request.getfixturevalue(model)
+    chosen = []
+    for start in range(0, len(examples), batch_size):
+        batch = eval_batch([(example, True) for example in examples[start : start + batch_size]], encoder.pad_id)
+        chosen += answer(lm, batch, stop_id=encoder.stop_id).by_letter.tolist()
+    for example, place in zip(examples, chosen, strict=True):
+        n = len(example.prompt_ids)
+
+        def allowed(_: int, ids: torch.Tensor, example: Example = example, n: int = n) -> list[int]:
+            written = tuple(ids[n:].tolist())
+            return [
+                option[len(written)] for option in example.option_ids if option[: len(written)] == written and len(option) > len(written)
+            ]
+
+        theirs = generated_by_transformers(lm, encoder, example, max_new_tokens=40, prefix_allowed_tokens_fn=allowed)
+        assert tuple(theirs) == example.option_ids[place]
+
+
+def test_the_walk_over_options_that_share_more_than_their_first_token() -> None:
+    """Options 5 6 9, 5 7 9, 4 9 9 9 and 5 6 8: the first step takes 5 (0.6), then 7 (0.7), though 4 9 9 9 is the likeliest as a whole."""
+    ids = torch.tensor([[[5, 6, 9, 0], [5, 7, 9, 0], [4, 9, 9, 9], [5, 6, 8, 0]]])
+    mask = torch.tensor([[[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]])
+    p = torch.tensor([[[0.6, 0.3, 0.5, 1], [0.6, 0.7, 0.1, 1], [0.4, 1, 1, 1], [0.6, 0.3, 0.5, 1]]])
+    batch = EvalBatch(ids[0, :1], ids[0, :1], ids, mask, Rows([]))
+    assert _walk(p.log(), batch).tolist() == [1]
+    assert int(p.log().sum(-1).argmax()) == 2
+    p[0, :, 1] = torch.tensor([0.7, 0.3, 1, 0.7])
+    p[0, 3, 2] = 0.6
+    assert _walk(p.log(), batch).tolist() == [3]
+
+
+def test_published_decoding_is_seeded_leaves_the_random_stream_alone_and_samples(
+    lm: LlamaForCausalLM, encoder: Encoder, examples: list[Example]
+) -> None:
+    prompt = encoder.published_prompt_ids(examples[0].record)
+    stream = torch.get_rng_state()
+    texts = {seed: tuple(answer_as_published(lm, prompt, stop_id=-1, pad_id=encoder.pad_id, seed=seed)) for seed in (1, 2, 3)}
+    assert torch.equal(stream, torch.get_rng_state())
+    assert len(set(texts.values())) > 1
+    assert tuple(answer_as_published(lm, prompt, stop_id=-1, pad_id=encoder.pad_id, seed=2)) == texts[2]
+    assert {len(prompt) + len(ids) for ids in texts.values()} == {1024}
+    assert answer_as_published(lm, prompt * 9, stop_id=-1, pad_id=encoder.pad_id, seed=1) == []
 
 
 def test_the_loss_is_the_negative_log_likelihood_of_the_gold_option(

@@ -1,0 +1,188 @@
+"""`mmcoref audit FILE`: what is in a data file, before anything is trained. Torch waits until tokens are to be counted."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from mmcoref.data.file import read_records
+from mmcoref.data.prompt import answer_text, prompt_text
+from mmcoref.data.record import Record
+from mmcoref.data.sample import sample_records
+from mmcoref.data.split import Split, split_records
+from mmcoref.errors import UserError, at_least
+from mmcoref.tools.audit_checks import Audit, Tokens, audit, lengths
+
+if TYPE_CHECKING:
+    from mmcoref.data.encode import PromptStyle
+
+REFUSED_EXIT = 1
+_SAMPLE = "sample"  # the word that stands for generated dialogues in place of a file
+_CHUNK = 1000  # records whose ids are kept in memory at once
+_NO_LIMIT = sys.maxsize
+
+
+@dataclass(frozen=True)
+class Report:
+    """A file and its audit.
+
+    Attributes:
+        path: as the user gave it.
+        form: of the file's top level, e.g. `JSON list of strings`; None where it was refused, or read from a pipe.
+        sha256: hex digest of the file's bytes; None where it was refused, or generated.
+        refusals: why training would refuse the file, one message each.
+        audit: None where the records could not be read or split.
+    """
+
+    path: str
+    form: str | None
+    sha256: str | None
+    refusals: tuple[str, ...]
+    audit: Audit | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the audit of a file and returns 0, or 1 where training would refuse the file.
+
+    Args:
+        argv: the command line after `mmcoref audit`.
+
+    Raises:
+        UserError: an option is wrong, or the file cannot be read at all.
+    """
+    options = _parser().parse_args(argv)
+    report = audit_file(
+        options.file, val_size=options.val_size, tokenizer=options.tokenizer, prompt=options.prompt, max_tokens=options.max_tokens
+    )
+    if options.json:
+        print(json.dumps(asdict(report), indent=2))  # in ASCII: a message may quote half a surrogate pair
+    else:
+        from rich.console import Console
+
+        from mmcoref.tools.audit_table import show
+
+        show(report, Console())
+    return REFUSED_EXIT if report.refusals else 0
+
+
+def audit_file(
+    file: str, *, val_size: int = 0, tokenizer: str | None = None, prompt: PromptStyle | None = None, max_tokens: int | None = None
+) -> Report:
+    """Reads, splits, encodes and audits a file as a fit would.
+
+    Args:
+        file: its path, or `sample` for generated dialogues.
+        val_size: train records to hold out.
+        tokenizer: a hub name, a folder, or `tiny`; by default no tokens are counted.
+        prompt: `base` or `chat`; by default as in training.
+        max_tokens: the most tokens of a prompt and its longest answer; by default as in training.
+
+    Raises:
+        UserError: an option is wrong, or the file cannot be read at all.
+    """
+    if tokenizer is None and (prompt or max_tokens is not None):
+        raise UserError("--prompt and --max_tokens are about tokens: name the tokenizer that counts them with --tokenizer.")
+    at_least(1, max_tokens=max_tokens)
+    try:
+        source = _read(file)
+    except UserError as error:
+        if not _is_readable(file):
+            raise
+        return Report(file, None, None, (str(error),), None)
+    records = source.records
+    split = split_records(records, n_train=source.n_train, val_size=val_size)
+    tokens = None if tokenizer is None else _tokens(records, split, tokenizer, prompt, max_tokens)
+    return Report(file, source.form, source.sha256, tuple(_refusals(tokens, len(records))), audit(records, split, tokens))
+
+
+class _Source(NamedTuple):
+    records: Sequence[Record]
+    n_train: int | None  # where the published share does not decide it
+    form: str | None
+    sha256: str | None
+
+
+def _read(file: str) -> _Source:
+    if file == _SAMPLE:
+        return _sample()
+    data = read_records(file)
+    split_records(data.records[:2])  # refuses a single record, whatever the options
+    return _Source(data.records, None, _form(file), data.sha256)
+
+
+def _sample() -> _Source:
+    """What a fit generates by default."""
+    from mmcoref.data.module import SAMPLE_TEST, MMCorefDataModule
+
+    n_train: int = inspect.signature(MMCorefDataModule).parameters["sample_train"].default
+    return _Source((*sample_records(n_train), *sample_records(SAMPLE_TEST, part="test")), n_train, "generated", None)
+
+
+def _form(path: str) -> str | None:
+    """The form of a valid file's top level."""
+    if not os.path.isfile(path):
+        return None  # a pipe gives its text once
+    text = Path(path).read_text("utf-8-sig")
+    if text.lstrip()[:1] != "[":
+        return "JSON Lines"
+    kinds = {type(item) for item in json.loads(text)}
+    return "JSON list of " + " and ".join(name for kind, name in ((str, "strings"), (dict, "objects")) if kind in kinds)
+
+
+def _is_readable(path: str) -> bool:
+    return os.path.exists(path) and not os.path.isdir(path) and os.access(path, os.R_OK)
+
+
+def _tokens(records: Sequence[Record], split: Split, name: str, prompt: PromptStyle | None, max_tokens: int | None) -> Tokens:
+    from mmcoref.data.encode import Encoder
+    from mmcoref.data.tokenizer import load_tokenizer
+
+    train = (records[index] for index in split.train)
+    tokenizer = load_tokenizer(name, (prompt_text(record) + answer_text(record.gold) for record in train))
+    encoder = Encoder(tokenizer) if prompt is None else Encoder(tokenizer, style=prompt)
+    limit = encoder.max_tokens if max_tokens is None else max_tokens
+    encoder.max_tokens = _NO_LIMIT  # longer records are measured, too
+    counted: list[int] = []
+    for start in range(0, len(records), _CHUNK):
+        chunk = encoder.encode([(start + i, record) for i, record in enumerate(records[start : start + _CHUNK])])
+        counted += (example.tokens for example in chunk.examples)
+    too_long = tuple(index for index, count in enumerate(counted) if count > limit)
+    return Tokens(name, encoder.style, limit, lengths(counted), too_long)
+
+
+def _refusals(tokens: Tokens | None, n: int) -> Iterator[str]:
+    if tokens and tokens.too_long:
+        longest = tokens.lengths.max
+        yield (
+            f"{len(tokens.too_long)} of {n} records have more than {tokens.max_tokens} tokens (the longest {longest}): "
+            f"raise --data.max_tokens to {longest}, or choose --data.overlength drop or trim."
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong option is told in one sentence, like every other mistake of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"audit: {message}; see {self.prog} --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mmcoref audit",
+        description="What is in a data file. Oddities are warnings; the exit code is 1 only where training would refuse the file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", help="the data file, or `sample` for generated dialogues")
+    parser.add_argument("--val_size", type=int, default=0, help="train records to hold out, as for --data.val_size (default: %(default)s)")
+    parser.add_argument("--tokenizer", help="hub name, folder or `tiny`: counts tokens, too (default: none, which starts faster)")
+    parser.add_argument("--prompt", choices=("base", "chat"), help="in which tokens are counted (default: as in training)")
+    parser.add_argument("--max_tokens", type=int, help="the most that a prompt and its longest answer may have (default: as in training)")
+    parser.add_argument("--json", action="store_true", help="everything as one JSON object, with the indices of all records concerned")
+    return parser
