@@ -1,1 +1,1 @@
-"""What looks at data and results without a model: the audit of a data file."""
+"""Programs over files and runs: audit, compare."""

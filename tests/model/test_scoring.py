@@ -172,6 +172,24 @@ def test_an_option_that_is_written_costs_no_decoding_step(taught: LlamaForCausal
     assert set(widths[2:]) == {1}
 
 
+def test_an_option_that_would_be_written_but_for_its_first_token_is_not(
+    taught: LlamaForCausalLM, encoder: Encoder, examples: list[Example]
+) -> None:
+    batch = eval_batch([(example, True) for example in examples[:6]], encoder.pad_id)
+    said = answer(taught, batch, stop_id=encoder.stop_id, max_new_tokens=24).generated
+    assert all(tuple(ids) in example.option_ids for ids, example in zip(said, examples, strict=False))
+    calls: list[int] = []
+
+    def stops_at_once(module: Any, args: Any, out: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            out.logits[:, encoder.stop_id] += 1e4
+
+    hook = taught.register_forward_hook(stops_at_once)
+    assert answer(taught, batch, stop_id=encoder.stop_id, max_new_tokens=24).generated == [[encoder.stop_id]] * 6
+    hook.remove()
+
+
 def test_an_option_longer_than_may_be_generated_is_cut(taught: LlamaForCausalLM, encoder: Encoder, examples: list[Example]) -> None:
     batch = eval_batch([(example, True) for example in examples[:6]], encoder.pad_id)
     whole = answer(taught, batch, stop_id=encoder.stop_id, max_new_tokens=24).generated

@@ -270,6 +270,7 @@ def test_runs_that_cannot_be_told_apart_are_said_to_be_so(three: list[str]) -> N
     assert found.alike == (("version_1", "version_2"),)
     text = last_words(found)
     assert "The data cannot tell apart (Holm's p ≥ 0.05): version_1 and version_2." in text
+    assert "version_1 and version_2 are told apart only if" not in text
     [line] = [line for line in text.splitlines() if line.startswith("version_1  version_2")]
     assert line.endswith("cannot tell")
     [line] = [line for line in text.splitlines() if line.startswith("version_2  version_3")]
@@ -431,6 +432,14 @@ def test_what_decides_the_weights_separates_runs(change: dict[str, Any]) -> None
 @pytest.mark.parametrize(("devices", "same"), [([0, 1, 2, 3, 4, 5, 6, 7], True), ([0, 1], False), (-1, False)])
 def test_devices_count_by_their_number(devices: Any, same: bool) -> None:
     assert group_of_two({"training": settings(seed_everything=2, trainer__devices=devices), "config": settings()}) is same
+
+
+@pytest.mark.parametrize("devices", ["auto", -1])
+def test_devices_of_unknown_number_share_nothing_with_other_batches(devices: Any) -> None:
+    first = settings(trainer__devices=devices)
+    other = settings(trainer__devices=devices, data__batch_size=4, trainer__accumulate_grad_batches=2)
+    assert group_of_two({"training": first | {"seed_everything": 2}, "config": first}, {"config": first})
+    assert not group_of_two({"training": other | {"seed_everything": 2}, "config": first}, {"config": first})
 
 
 def test_the_published_recipe_depends_on_the_size_of_micro_batches() -> None:
@@ -669,6 +678,7 @@ def test_wide_tables_have_a_line_a_run_and_narrow_ones_put_intervals_below(many:
         assert f"{value} {interval}" in text
         assert re.search(r"\nours +small +greedy +660 +42 ", text)
         assert re.search(r"\na-run-with-a-long-name-3 +Llama-3.1-8B-Instruct +published +660 +3 ", text)
+    assert re.search(r"\nIn brackets: .* between seeds\.\n", shown(many, 80, terminal=False))  # sentences are not folded either
     narrow = shown(many, 80)
     assert f"{value} {interval}" not in narrow
     assert re.search(rf"\nours +greedy +660 +42 .* {value} .*\nsmall .* {re.escape(interval)} ", narrow)
