@@ -11,6 +11,7 @@ import pytest
 
 import mmcoref
 from mmcoref.cli import main
+from mmcoref.data.file import dump_records
 from mmcoref.data.record import LETTERS
 from mmcoref.errors import UserError
 from tests.conftest import dialogue
@@ -94,7 +95,6 @@ def test_the_batch_size_changes_no_text(tested: Any, decoding: str) -> None:
 
 def test_published_decoding_puts_the_published_rules_first(tested: Any, capsys: pytest.CaptureFixture[str]) -> None:
     record, lines = tested("--model.decoding", "published", "--data.limit", "2")
-    assert record["floors"][0]["name"] == "always A"  # the majority of all nine train records, not of two
     assert record["headline"] == ["object_published_rule", "photo_published_rule", "exact_match"]
     assert record["partial"]
     out = capsys.readouterr().out
@@ -135,6 +135,14 @@ def test_orders_of_the_options(tested: Any, permutations: str, orders: int) -> N
         assert low <= text[name]["value"] <= high
 
 
+def test_a_limit_does_not_change_the_majority_letter(llama_folder: Path) -> None:
+    Path("five.json").write_text(dump_records([dialogue(number) for number in (3, 0, 4, 8, 1)]), "utf-8")  # golds D, A, A, A; B
+    assert main(["test", "--model.name", str(llama_folder), "--data.path", "five.json", "--data.limit", "1", *CPU]) == 0
+    record = json.loads(Path("lightning_logs/version_0/record.json").read_text("utf-8"))
+    assert record["split"]["train"] == 1
+    assert record["floors"][0]["name"] == "always A"
+
+
 def test_batches_left_out_leave_no_record_in_some_orders_only(tested: Any) -> None:
     record, lines = tested("--model.permutations", "cyclic", "--data.eval_batch_size", "5", "--trainer.limit_test_batches", "0.7")
     assert record["partial"]
@@ -164,7 +172,9 @@ def test_validation_without_generation_logs_a_number_of_its_own(
 
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", spy)
     settings = ["--model.name", str(llama_folder), "--data.path", str(data_file), "--data.val_size", "3", "--trainer.max_epochs", "1"]
-    assert main(["fit", *settings, "--model.val_generate", "false", *CPU]) == 0
+    with monkeypatch.context() as nothing_is_generated:
+        nothing_is_generated.delattr("mmcoref.model.module.predict")
+        assert main(["fit", *settings, "--model.val_generate", "false", *CPU]) == 0
     assert "val/likelihood_accuracy" in logged
     assert not {"val/object_accuracy", "val/exact_match", "val/photo_accuracy"} & set(logged)
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
@@ -196,6 +206,22 @@ def test_shuffled_options_differ_by_epoch_and_keep_their_answers(llama_folder: P
     assert seen[0] == seen[2]
 
 
+def test_answer_tokens_are_counted_under_the_letter_that_the_answer_has(data_file: Path) -> None:
+    from mmcoref.data.batch import IGNORED
+    from mmcoref.data.module import MMCorefDataModule
+    from mmcoref.data.tokenizer import train_tokenizer
+
+    train_tokenizer(["A) "] * 9, 260).save_pretrained("letters")  # "A)" is one token, "B)" are two
+    data = MMCorefDataModule(path=str(data_file), tokenizer="letters", shuffle_options=True, batch_size=9, max_tokens=4000)
+    data.setup("fit")
+    assert {len(set(lengths)) for lengths in data.encoder.answer_lengths(data.train)} == {2}
+    loader = data.train_dataloader()
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        [batch] = loader
+        assert batch.window_targets == int((batch.labels != IGNORED).sum())
+
+
 # ---------------------------------------------------------------------- in Python
 
 
@@ -220,6 +246,7 @@ def test_one_record_a_list_a_dictionary_and_none(fitted: Path) -> None:
     assert resolver(fields).text == together[0].text
     assert resolver([]) == []
     assert together[0].option == records[0].gold  # learnt by heart
+    assert not resolver.module.training
     assert together[0].owner == records[0].gold.owner
 
 

@@ -53,15 +53,14 @@ def permutation_report(predictions: Sequence[Prediction], clusters: Sequence[int
     ranked = sorted(predictions, key=lambda prediction: (prediction.index, prediction.order))
     by_record = [list(asked) for _, asked in groupby(ranked, key=lambda prediction: prediction.index)]
     orders = [prediction.order for prediction in by_record[0]]
-    if any([prediction.order for prediction in asked] != orders for asked in by_record) or FILE_ORDER not in orders:
+    if any([prediction.order for prediction in asked] != orders for asked in by_record) or orders[0] != FILE_ORDER:
         raise ValueError("expected every record in the same orders, the file's among them")
     table = []
     for asked in by_record:
         chosen = [_in_file(prediction, choice(prediction)) for prediction in asked]
-        gold = asked[0].order[asked[0].gold_place]
-        at_file_order = chosen[orders.index(FILE_ORDER)]
+        gold = asked[0].gold_place  # in the file's order, which comes first
         right = [option == gold for option in chosen]
-        flips = sum(option != at_file_order for option in chosen)
+        flips = sum(option != chosen[0] for option in chosen)
         table.append([sum(right) / len(right), all(right), _majority(chosen) == gold, flips / max(1, len(chosen) - 1)])
     names = ("mean_accuracy", "all_right", "majority_vote", "flip_rate")
     intervals = cluster_bootstrap(table, clusters)

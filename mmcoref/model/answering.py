@@ -36,7 +36,7 @@ def predict(lm: Any, encoder: Encoder, batch: EvalBatch, *, decoding: Decoding, 
             ids = [*example.option_ids[by_letter[row]], encoder.stop_id]
         else:
             prompt = encoder.published_prompt_ids(example.record)
-            drawn = hash((seed, example.index, example.order)) & 0x7FFFFFFFFFFFFFFF
+            drawn = hash((seed, example.index)) & 0x7FFFFFFFFFFFFFFF
             ids = answer_as_published(lm, prompt, stop_id=encoder.stop_id, pad_id=encoder.pad_id, seed=drawn)
         predictions.append(
             Prediction(

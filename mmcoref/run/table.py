@@ -35,7 +35,8 @@ def print_scores(record: dict[str, Any], folder: Path) -> None:
     for floor in record["floors"]:
         for level in ("object", "photo"):
             if floor[level] is not None:
-                table.add_row(f"{level}, {floor['name']}", str(floor[level]), f"{floor[level] / floor['n']:.3f}", "no model", "")
+                name = floor["name"] if floor["name"].startswith(level) else f"{level}, {floor['name']}"
+                table.add_row(name, str(floor[level]), f"{floor[level] / floor['n']:.3f}", "no model", "")
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 110)  # a log's lines have no edge

@@ -104,6 +104,25 @@ def test_batches_and_merged_states_equal_the_whole(batch: list[Said], data: st.D
     assert computed(first) == whole
 
 
+@pytest.mark.parametrize(
+    ("output", "newline_in_prompt", "right"),
+    [
+        ("D) x", True, True),
+        ("D) x", False, False),  # as published, the first two characters are then "D)"
+        ("\nD) x", False, True),
+        (" D) x", False, True),
+        ("\nD) x", True, False),  # behind the prompt's newline this is an empty line
+    ],
+)
+def test_the_published_rule_cuts_what_follows_the_header(output: str, newline_in_prompt: bool, right: bool) -> None:
+    record = dialogue(gold=3)
+    assert judge(output, record, newline_in_prompt=newline_in_prompt).object_published_rule is right
+    assert judge(output, record, newline_in_prompt=newline_in_prompt).object_accuracy  # ours reads all of them
+    metrics = answer_metrics()
+    metrics.update([output], [record], newline_in_prompt=newline_in_prompt)
+    assert computed(metrics)["object_published_rule"] == right
+
+
 @pytest.mark.parametrize("g", LETTERS)
 @pytest.mark.parametrize("a", ["A", "B", "C", "D", ""])
 def test_photo_rule_as_published(g: str, a: str) -> None:

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from mmcoref.data.batch import EvalBatch, Rows, eval_batch, train_batch
 from mmcoref.data.encode import Encoder, Example
 from mmcoref.data.record import Record
+from mmcoref.model import answering
 from mmcoref.model.scoring import _walk, answer, answer_as_published, target_loss_sum
 from tests.conftest import llama
 
@@ -272,3 +273,19 @@ def test_rows_that_only_fill_a_batch_have_no_loss_and_no_gradient(lm: LlamaForCa
     assert float(loss.detach()) == 0.0
     gradients = [p.grad for p in lm.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)  # there, so that data parallelism does not wait
+
+
+@pytest.mark.parametrize(("newline", "right"), [("\n", True), ("", False)])
+def test_published_decoding_is_judged_from_the_header_on(
+    lm: LlamaForCausalLM, encoder: Encoder, examples: list[Example], newline: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def says_d(lm: Any, prompt: list[int], **settings: Any) -> list[int]:
+        assert prompt == encoder.published_prompt_ids(examples[3].record)
+        return [*encoder.tokenizer(newline + "D) x", add_special_tokens=False)["input_ids"], encoder.stop_id]
+
+    monkeypatch.setattr(answering, "answer_as_published", says_d)
+    batch = eval_batch([(examples[3], True)], encoder.pad_id)  # D is right
+    [prediction] = answering.predict(lm, encoder, batch, decoding="published", max_new_tokens=9, seed=0)
+    assert prediction.text == newline + "D) x"
+    assert prediction.stopped
+    assert prediction.verdict.object_published_rule is right

@@ -1,0 +1,1 @@
+"""Measurements that compare mmcoref with other ways to do the same work."""
