@@ -97,8 +97,10 @@ class Asker:
         said: dict[int, str] = {}
         for batch, room in self._batches(self.encoder, records):
             settings = {"eos_token_id": self.encoder.stop_id, "pad_token_id": self.encoder.pad_id, "max_new_tokens": room}
-            out = self.lm.generate(batch.prompt_ids, attention_mask=batch.prompt_mask, do_sample=False, **settings)
-            rows = out[:, batch.prompt_ids.shape[1] :].tolist()
+            prompts = [{"input_ids": list(example.prompt_ids)} for example, _ in batch.rows]
+            padded = self.encoder.tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
+            out = self.lm.generate(**padded, do_sample=False, **settings)
+            rows = out[:, padded["input_ids"].shape[1] :].tolist()
             said |= {example.index: self.encoder.decode(row) for (example, _), row in zip(batch.rows, rows, strict=True)}
         return [said[index] for index in range(len(records))]
 
@@ -146,8 +148,8 @@ def _options(args: Sequence[str] | None) -> argparse.Namespace:
     text = "that the harness is tried with; auto ends up at 64 on a CPU, after five passes to find out (default: %(default)s)"
     parser.add_argument("--harness_batch_sizes", nargs="+", default=sizes, metavar="N", help=text)
     for name, default, text in (
-        ("records", 64, "asked in each round"),
-        ("published_records", 2, "the same for published decoding"),
+        ("records", 32, "asked in each round"),
+        ("published_records", 1, "the same for published decoding"),
         ("rounds", 3, "whose median is printed"),
         ("batch_size", 16, "records of a batch of mmcoref, whose own default this is, and of greedy generate"),
         ("fit_steps", 16, "on the one sentence"),

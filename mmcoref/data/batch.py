@@ -50,12 +50,12 @@ class Rows:
 
 
 class EvalBatch(NamedTuple):
-    """Left-padded prompts and right-padded options.
+    """Prompts and options, both right-padded: a causal model then needs no mask for its pass over the prompts.
 
     Attributes:
-        prompt_ids: (B, T) int64, left-padded, so that every row's next token is the answer's first.
+        prompt_ids: (B, T) int64.
         prompt_mask: (B, T) int64.
-        option_ids: (B, O, T) int64, right-padded.
+        option_ids: (B, O, T) int64.
         option_mask: (B, O, T) int64.
         rows: the B examples; one that does not count only fills a process's last batches.
     """
@@ -103,8 +103,8 @@ def eval_batch(rows: Sequence[tuple[Example, bool]], pad_id: int) -> EvalBatch:
     prompts = [example.prompt_ids for example in examples]
     width = max(map(len, prompts))
     tail_width = max(len(ids) for example in examples for ids in example.option_ids)
-    prompt_ids = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in prompts])
-    prompt_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    prompt_ids = torch.tensor([list(ids) + [pad_id] * (width - len(ids)) for ids in prompts])
+    prompt_mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in prompts])
     options = [example.option_ids for example in examples]
     option_ids = torch.tensor([[list(ids) + [pad_id] * (tail_width - len(ids)) for ids in four] for four in options])
     option_mask = torch.tensor([[[1] * len(ids) + [0] * (tail_width - len(ids)) for ids in four] for four in options])

