@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
@@ -78,7 +77,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _sample(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="mmcoref sample", description="Write generated dialogues in the published form.")
+    from mmcoref.tools.arguments import Parser
+
+    parser = Parser("sample", "Write generated dialogues in the published form.")
     parser.add_argument("--n", type=int, default=1726, help="records (default: %(default)s, as many as were published)")
     parser.add_argument("--seed", type=int, default=0, help="of the generator (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")

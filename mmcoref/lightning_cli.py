@@ -24,8 +24,8 @@ from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run import preflight
-from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored, run_folder
+from mmcoref.run import announce, preflight
+from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
 from mmcoref.run.progress import PlainProgress
 from mmcoref.run.record import RunRecord
 
@@ -213,45 +213,16 @@ class MMCorefCLI(LightningCLI):
         )
 
     def before_fit(self) -> None:
-        """The first log line: records, split, tokens, effective batch, steps; and what should not be overlooked."""
-        data, trainer = self.datamodule, self.trainer
-        data.setup("fit")
-        lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in data.train]
-        window = data.hparams["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size
-        steps = data.total_steps(trainer)
-        sizes = "/".join(str(len(part)) for part in data.split if part)
-        log.info(
-            "%d records, %s %s; tokens mean %.0f, longest %d; %d records an optimizer step; %d steps (%s epochs of %d)",
-            len(data.file.records), "train/val/test" if data.split.val else "train/test", sizes,
-            sum(lengths) / len(lengths), max(lengths), window, steps, trainer.max_epochs, -(-len(lengths) // window),
-        )  # fmt: skip
-        if self.stored is not None and self.stored.step >= steps:
-            log.warning("this run is finished, %d of %d steps: raise --trainer.max_epochs to go on", self.stored.step, steps)
-        self._say_dropped()
-        if len(data.split.val) < data.hparams["val_size"] and not data.partial:
-            log.warning("data.val_size: %d held out, as no cluster of the missing size is left", len(data.split.val))
-        if data.partial:
-            log.warning("data.limit %d: a partial run, its scores are not comparable", data.hparams["limit"])
-        if not data.split.val:
-            log.warning(
-                "data.val_size is 0: the curves (test_curve/…) are measured on the test records, as the published report did; "
-                "no checkpoint is chosen by them"
-            )
-        warmup = self.model.hparams["warmup_steps"]
-        if steps <= warmup:
-            log.warning(
-                "the run ends after %d optimizer steps, within its %d warm-up steps: the learning rate reaches %.0f %% of model.lr "
-                "and does not decay; lower --model.warmup_steps", steps, warmup, 100 * steps / warmup,
-            )  # fmt: skip
+        """Reads the data, so that a mistake in them is told first, and says what is to come."""
+        self.datamodule.setup("fit")
+        announce.fit(self.model, self.datamodule, self.trainer, self.stored)
 
     def after_fit(self) -> None:
         """The last log line of a fit: where its checkpoint is, and what comes next."""
-        last = Path(run_folder(self.trainer), "checkpoints", "last.ckpt")
-        if last.exists():
-            log.info("step %d, checkpoint: %s; next: mmcoref test --ckpt_path last", self.trainer.global_step, last)
+        announce.fitted(self.trainer)
 
     def before_test(self) -> None:
-        """Reads the data, so that a mistake in it is told first, and says what is tested."""
+        """Reads the data, so that a mistake in them is told first, and says what is tested."""
         self._before_answering("test")
 
     def before_validate(self) -> None:
@@ -264,16 +235,7 @@ class MMCorefCLI(LightningCLI):
 
     def _before_answering(self, stage: str) -> None:
         self.datamodule.setup(stage)
-        data = self.datamodule
-        n = len({"test": data.test, "validate": data.curve, "predict": data.unlabelled}[stage])
-        what = f"step {self.stored.step} of {self.stored.path}" if self.stored else f"{self.model.hparams['name']}, no checkpoint"
-        log.info("%s: %d records; %s", stage, n, what)
-        self._say_dropped()
-
-    def _say_dropped(self) -> None:
-        for what, indices in (("dropped", self.datamodule.dropped), ("trimmed", self.datamodule.trimmed)):
-            if indices:
-                log.warning("%d records longer than data.max_tokens %s: %s", len(indices), what, _some(indices))
+        announce.answering(stage, self.model, self.datamodule, self.stored)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -316,7 +278,3 @@ def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in settings.items():
         yield from _flat(value, f"{prefix}.{key}" if prefix else key)
-
-
-def _some(indices: Sequence[int]) -> str:
-    return ", ".join(map(str, indices[:20])) + (", …" if len(indices) > 20 else "")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmcoref.data.file import read_records
 from mmcoref.data.prompt import answer_text, prompt_text
@@ -18,6 +18,7 @@ from mmcoref.data.record import Record
 from mmcoref.data.sample import sample_records
 from mmcoref.data.split import Split, split_records
 from mmcoref.errors import UserError, at_least
+from mmcoref.tools.arguments import Parser
 from mmcoref.tools.audit_checks import Audit, Tokens, audit, lengths
 
 if TYPE_CHECKING:
@@ -166,18 +167,10 @@ def _refusals(tokens: Tokens | None, n: int) -> Iterator[str]:
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    """A wrong option is told in one sentence, like every other mistake of the user's."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"audit: {message}; see {self.prog} --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="mmcoref audit",
-        description="What is in a data file. Oddities are warnings; the exit code is 1 only where training would refuse the file.",
-        allow_abbrev=False,
+    parser = Parser(
+        "audit",
+        "What is in a data file. Oddities are warnings; the exit code is 1 only where training would refuse the file.",
     )
     parser.add_argument("file", metavar="FILE", help="the data file, or `sample` for generated dialogues")
     parser.add_argument("--val_size", type=int, default=0, help="train records to hold out, as for --data.val_size (default: %(default)s)")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from rich import box
 from rich.cells import cell_len
@@ -17,8 +16,9 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from mmcoref.errors import UserError, at_least
+from mmcoref.errors import at_least
 from mmcoref.evaluation.stats import Interval
+from mmcoref.tools.arguments import Parser
 from mmcoref.tools.comparison import ALPHA, BY_PUBLISHED_RULES, HONEST, Comparison, Row, compare
 from mmcoref.tools.runs import Metric, read_run
 
@@ -214,18 +214,10 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
 
 
-class _Parser(argparse.ArgumentParser):
-    """A wrong option is told in one sentence, like every other mistake of the user's."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"compare: {message}; see {self.prog} --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="mmcoref compare",
-        description="Runs of `mmcoref test` side by side, and for each pair whether the data can tell the two apart.",
-        allow_abbrev=False,
+    parser = Parser(
+        "compare",
+        "Runs of `mmcoref test` side by side, and for each pair whether the data can tell the two apart.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a folder that `mmcoref test` wrote, such as lightning_logs/version_3")
     parser.add_argument("--metric", choices=HONEST, default=HONEST[0], help="that the pairs are tested by (default: %(default)s)")

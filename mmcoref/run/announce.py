@@ -1,0 +1,73 @@
+"""What a run says of itself before and after: its first log lines and its last."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from mmcoref.data.module import MMCorefDataModule
+from mmcoref.model.module import MMCorefModule
+from mmcoref.run.checkpoint import Stored, run_folder
+
+log = logging.getLogger(__name__)
+
+
+def fit(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer, stored: Stored | None) -> None:
+    """Records, split, tokens, effective batch, steps; and what should not be overlooked."""
+    assert data.file is not None
+    lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in data.train]
+    window = data.hparams["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size
+    steps = data.total_steps(trainer)
+    per_epoch = len(lengths) // window if data.as_published else -(-len(lengths) // window)
+    sizes = "/".join(str(len(part)) for part in data.split if part)
+    log.info(
+        "%d records, %s %s; tokens mean %.0f, longest %d; %d records an optimizer step; %d steps (%s epochs of %d)",
+        len(data.file.records), "train/val/test" if data.split.val else "train/test", sizes,
+        sum(lengths) / len(lengths), max(lengths), window, steps, trainer.max_epochs, per_epoch,
+    )  # fmt: skip
+    if stored is not None and stored.step >= steps:
+        log.warning("this run is finished, %d of %d steps: raise --trainer.max_epochs to go on", stored.step, steps)
+    _too_long(data)
+    if len(data.split.val) < data.hparams["val_size"] and not data.partial:
+        log.warning("data.val_size: %d held out, as no cluster of the missing size is left", len(data.split.val))
+    if data.partial:
+        log.warning("data.limit %d: a partial run, its scores are not comparable", data.hparams["limit"])
+    if not data.split.val:
+        log.warning(
+            "data.val_size is 0: the curves (test_curve/…) are measured on the test records, as the published report did; "
+            "no checkpoint is chosen by them"
+        )
+    warmup = model.hparams["warmup_steps"]
+    if steps <= warmup:
+        log.warning(
+            "the run ends after %d optimizer steps, within its %d warm-up steps: the learning rate reaches %.0f %% of model.lr "
+            "and does not decay; lower --model.warmup_steps", steps, warmup, 100 * steps / warmup,
+        )  # fmt: skip
+
+
+def fitted(trainer: pl.Trainer) -> None:
+    """Where a fit's checkpoint is, and what comes next."""
+    last = Path(run_folder(trainer), "checkpoints", "last.ckpt")
+    if last.exists():
+        log.info("step %d, checkpoint: %s; next: mmcoref test --ckpt_path last", trainer.global_step, last)
+
+
+def answering(stage: str, model: MMCorefModule, data: MMCorefDataModule, stored: Stored | None) -> None:
+    """Which records a stage answers, and with what."""
+    n = len({"test": data.test, "validate": data.curve, "predict": data.unlabelled}[stage])
+    what = f"step {stored.step} of {stored.path}" if stored else f"{model.hparams['name']}, no checkpoint"
+    log.info("%s: %d records; %s", stage, n, what)
+    _too_long(data)
+
+
+def _too_long(data: MMCorefDataModule) -> None:
+    for what, indices in (("dropped", data.dropped), ("cut" if data.as_published else "trimmed", data.trimmed)):
+        if indices:
+            log.warning("%d records longer than data.max_tokens %s: %s", len(indices), what, _some(indices))
+
+
+def _some(indices: Sequence[int]) -> str:
+    return ", ".join(map(str, indices[:20])) + (", …" if len(indices) > 20 else "")

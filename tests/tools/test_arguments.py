@@ -1,0 +1,24 @@
+"""A wrong option of the small programs is one sentence, without a page of usage above it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmcoref.cli import main
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sample", "--n", "many", "--out", "x"], "sample: argument --n: invalid int value: 'many'"),
+        (["sample"], "sample: the following arguments are required: --out"),
+        (["audit", "--jsn", "x"], "audit: unrecognized arguments: --jsn"),
+        (["compare", "--metric", "f1", "x"], "compare: argument --metric: invalid choice: 'f1'"),
+    ],
+)
+def test_a_wrong_option(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"mmcoref: error: {message}")
+    assert error.endswith(f"; see mmcoref {argv[0]} --help.\n")
+    assert error.count("\n") == 1
