@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs one program and returns its exit code.
 
     0; 1 where `audit` finds what training would refuse; 2 for a mistake of the user's, told in one message; 130 or 143
-    where a fit was told to stop and has saved its checkpoint.
+    where a fit was told to stop and has saved its checkpoint; 141 where nobody reads the output any more.
 
     Args:
         args: the command line after the program's name; by default the process's own.
@@ -70,6 +71,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"mmcoref: error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT
+    except BrokenPipeError:  # `mmcoref audit FILE | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Stopped as stopped:
         logging.getLogger(__name__).info("%s", stopped)
         return stopped.exit_code

@@ -41,6 +41,9 @@ class Answer:
         return None if self.option is None else self.option.owner
 
 
+One = Record | dict[str, Any] | str
+
+
 class Resolver:
     """Answers records with a run's model, as `mmcoref predict` does; see `mmcoref.load`."""
 
@@ -59,20 +62,22 @@ class Resolver:
         self._seed = int(stored.config.get("seed_everything") or 0)
 
     @overload
-    def __call__(self, records: Record | dict[str, Any]) -> Answer: ...
+    def __call__(self, records: One) -> Answer: ...  # type: ignore[overload-overlap]  # a string is a sequence, too
     @overload
-    def __call__(self, records: Sequence[Record | dict[str, Any]]) -> list[Answer]: ...
-    def __call__(self, records: Record | dict[str, Any] | Sequence[Record | dict[str, Any]]) -> Answer | list[Answer]:
+    def __call__(self, records: Sequence[One]) -> list[Answer]: ...
+    def __call__(self, records: One | Sequence[One]) -> Answer | list[Answer]:
         """The answer to one record, or to each of several, in their order.
 
         Args:
-            records: with or without solutions, as `Record` or with the data file's fields.
+            records: with or without solutions, as `Record`, as a dictionary with the data file's fields, or as its JSON.
 
         Raises:
             UserError: a record is not valid, or longer than the model was trained for.
         """
-        if isinstance(records, (Record, dict)):
+        if isinstance(records, (Record, dict, str)):
             return self([records])[0]
+        if not isinstance(records, Sequence):
+            raise UserError(f"expected a record or a list of records, got {type(records).__name__}.")
         parsed = [(i, one if isinstance(one, Record) else parse_record(one, i)) for i, one in enumerate(records)]
         examples = self.encoder.encode(parsed).examples
         if len(examples) < len(records):

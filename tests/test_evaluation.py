@@ -150,6 +150,28 @@ def test_batches_left_out_leave_no_record_in_some_orders_only(tested: Any) -> No
     assert all(len(line["orders"]) == 4 for line in lines)
 
 
+def test_validate_says_which_records_it_measures(fitted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    validate = ["validate", "--ckpt_path", str(fitted / "checkpoints" / "last.ckpt"), *CPU]
+    assert main(validate) == 0
+    assert "data.val_size is 0: these are the test records" in capsys.readouterr().err
+    assert main([*validate, "--data.val_size", "2"]) == 0
+    assert "data.val_size is 2 and was 0 in the fit: this model was trained on records" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly(data_file: Path) -> None:
+    import subprocess
+    import sys
+
+    audit = subprocess.Popen(
+        [sys.executable, "-m", "mmcoref", "audit", "sample", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert audit.stdout is not None
+    assert audit.stderr is not None
+    audit.stdout.close()
+    assert audit.stderr.read() == ""
+    assert audit.wait(60) == 141
+
+
 def test_an_unknown_decoding_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "--model.decoding", "beam"]) == 2
     error = capsys.readouterr().err
@@ -159,7 +181,7 @@ def test_an_unknown_decoding_is_one_sentence(capsys: pytest.CaptureFixture[str])
 
 
 def test_validation_without_generation_logs_a_number_of_its_own(
-    llama_folder: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch
+    llama_folder: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logged: dict[str, float] = {}
     from lightning.pytorch.loggers import TensorBoardLogger
@@ -178,7 +200,9 @@ def test_validation_without_generation_logs_a_number_of_its_own(
     assert "val/likelihood_accuracy" in logged
     assert not {"val/object_accuracy", "val/exact_match", "val/photo_accuracy"} & set(logged)
     assert Path("lightning_logs/version_0/checkpoints/best.ckpt").is_file()
+    capsys.readouterr()
     assert main(["validate", "--ckpt_path", "last", *CPU]) == 0
+    assert f"likelihood_accuracy: {logged['val/likelihood_accuracy']:.4f} of 3 records; no text was generated" in capsys.readouterr().out
     assert not list(Path("lightning_logs").glob("*/record.json"))
     logged.clear()
     assert main(["fit", *settings, *CPU]) == 0
@@ -243,7 +267,7 @@ def test_one_record_a_list_a_dictionary_and_none(fitted: Path) -> None:
     together = resolver(records)
     assert [resolver(record).text for record in records] == [answer.text for answer in together]
     fields = {key: value for key, value in records[0].model_dump().items() if key != "solution"}
-    assert resolver(fields).text == together[0].text
+    assert resolver(fields).text == resolver(json.dumps(fields)).text == together[0].text
     assert resolver([]) == []
     assert together[0].option == records[0].gold  # learnt by heart
     assert not resolver.module.training
@@ -266,6 +290,9 @@ def test_what_cannot_be_loaded_or_answered_is_said(fitted: Path, llama_folder: P
     resolver = mmcoref.load(fitted)
     with pytest.raises(UserError, match=r"^record 1, problem: expected a question, got nothing$"):
         resolver([dialogue(0), {key: value for key, value in dialogue(0).model_dump().items() if key != "problem"}])
+    for nonsense in ("{", None, 5):
+        with pytest.raises(UserError, match="expected a"):
+            resolver(nonsense)
     with pytest.raises(UserError, match=r"more than data\.max_tokens = 512 tokens"):
         resolver(dialogue(0).model_copy(update={"problem": "저거 " * 600}))
 

@@ -95,7 +95,7 @@ def _missing(file: Path) -> str:
     hint = f" Did you mean {file.with_name(near[0])}?" if near else ""
     return (
         f"{file}: no such data file.{hint} The published file is at {PUBLISHED_SOURCE}: "
-        "download it and give its place with --data.path, or use --data.path sample."
+        "download it and name its place, or say `sample` for generated dialogues."
     )
 
 

@@ -133,12 +133,16 @@ def owner_of(option: str) -> Speaker | None:
 
 
 def parse_record(item: object, index: int = 0) -> Record:
-    """One record from its fields, with or without a solution.
+    """One record from its fields or their JSON, with or without a solution.
 
     Raises:
         UserError: it is not valid.
     """
-    record, problems = validate_record(item, require_solution=False)
+    try:
+        fields = json.loads(item) if isinstance(item, str) else item
+    except (ValueError, RecursionError):
+        fields = item
+    record, problems = validate_record(fields, require_solution=False)
     if record is None:
         raise UserError("\n".join(f"record {index}, {problem}" for problem in problems))
     return record

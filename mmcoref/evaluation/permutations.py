@@ -36,7 +36,9 @@ def permutation_report(predictions: Sequence[Prediction], clusters: Sequence[int
     - `all_right`: share of records that are right in every order.
     - `majority_vote`: share of records whose most frequent option is the right one; a tie is wrong, and an output that
       names no option has no vote.
-    - `flip_rate`: share of the N x (K - 1) other askings that choose another option than the file's order does.
+    - `flip_rate`: share of the N x (K - 1) other askings that choose another option than the file's order does; two outputs
+      that name no option are the same choice.
+    - `unparsable`: how many of the N x K outputs name no option.
     - `recall`, `recall_spread`: per letter under which the right option stood, and their standard deviation.
 
     Each has a 95 % interval by resampling records, in clusters, and never orders: the K answers to one record are one
@@ -72,6 +74,7 @@ def permutation_report(predictions: Sequence[Prediction], clusters: Sequence[int
             name: {"value": sum(float(row[i]) for row in table) / len(table), "interval": list(intervals[i])}
             for i, name in enumerate(names)
         },
+        "unparsable": {"k": sum(choice(prediction) is None for prediction in ranked), "n": len(ranked)},
         "recall": {recall.letter: {"k": recall.k, "n": recall.n} for recall in recalls},
         "recall_spread": recall_spread(recalls),
     }

@@ -60,6 +60,14 @@ def answering(stage: str, model: MMCorefModule, data: MMCorefDataModule, stored:
     n = len({"test": data.test, "validate": data.curve, "predict": data.unlabelled}[stage])
     what = f"step {stored.step} of {stored.path}" if stored else f"{model.hparams['name']}, no checkpoint"
     log.info("%s: %d records; %s", stage, n, what)
+    if stage == "validate" and not data.split.val:
+        log.warning("data.val_size is 0: these are the test records")
+    fitted_with = stored.config["data"].get("val_size", 0) if stored else data.hparams["val_size"]
+    if stage == "validate" and data.split.val and fitted_with != data.hparams["val_size"]:
+        log.warning(
+            "data.val_size is %d and was %d in the fit: this model was trained on records that are measured here",
+            data.hparams["val_size"], fitted_with,
+        )  # fmt: skip
     _too_long(data)
 
 

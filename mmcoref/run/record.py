@@ -77,9 +77,18 @@ class RunRecord(pl.Callback):
         self._write_record(trainer, "test", _data(trainer).test)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the record of `mmcoref validate`, where it generated answers."""
-        if trainer.state.fn == "validate" and self.config["model"]["val_generate"]:
-            self._write_record(trainer, "validate", _data(trainer).curve)
+        """Writes the record of `mmcoref validate`; where nothing was generated there is none, and one line says the score."""
+        if trainer.state.fn != "validate":
+            return
+        data = _data(trainer)
+        if self.config["model"]["val_generate"]:
+            self._write_record(trainer, "validate", data.curve)
+        elif trainer.is_global_zero:
+            [score] = [value for name, value in trainer.callback_metrics.items() if name.endswith("/likelihood_accuracy")]
+            print(
+                f"likelihood_accuracy: {float(score):.4f} of {len(data.curve)} records; no text was generated and no record written "
+                "(--model.val_generate true does both)"
+            )
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gathers every process's predictions; the first process writes `predictions.jsonl`."""

@@ -74,7 +74,9 @@ def _orders(permutations: dict[str, Any]) -> list[str]:
         found = permutations[choice]
         measures = ("mean_accuracy", "all_right", "majority_vote", "flip_rate")
         said = [f"{name.replace('_', ' ')} {found[name]['value']:.3f} {_interval(found[name]['interval'])}" for name in measures]
-        lines.append(f"{permutations['orders']} orders, {choice.replace('_', ' ')}: {', '.join(said)}, RStd {found['recall_spread']:.3f}")
+        unparsable = f", unparsable {found['unparsable']['k']} of {found['unparsable']['n']}" if found["unparsable"]["k"] else ""
+        title = f"{permutations['orders']} orders, {choice.replace('_', ' ')}"
+        lines.append(f"{title}: {', '.join(said)}, RStd {found['recall_spread']:.3f}{unparsable}")
     return lines
 
 

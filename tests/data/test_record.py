@@ -26,7 +26,7 @@ GOOD: dict[str, Any] = {
 }
 PUBLISHED_AT = (
     "The published file is at github.com/MMC-K/multimodal_dialogue_coreference_resolution (data/ai_responses.json): "
-    "download it and give its place with --data.path, or use --data.path sample."
+    "download it and name its place, or say `sample` for generated dialogues."
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)

@@ -59,6 +59,7 @@ def test_votes_ties_and_outputs_that_name_nothing() -> None:
     assert values(tied, [0]) == [0.5, 0, 0, pytest.approx(2 / 3)]
     silent = [asked(2, order, None) for order in (a, b, c, d)]
     assert values(silent, [0]) == [0, 0, 0, 0]
+    assert permutation_report(silent, [0], by_text)["unparsable"] == {"k": 4, "n": 4}
 
 
 CHOICES = st.lists(st.lists(st.none() | st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=6)
