@@ -41,8 +41,8 @@ def permutation_report(predictions: Sequence[Prediction], clusters: Sequence[int
     - `unparsable`: how many of the N x K outputs name no option.
     - `recall`, `recall_spread`: per letter under which the right option stood, and their standard deviation.
 
-    Each has a 95 % interval by resampling records, in clusters, and never orders: the K answers to one record are one
-    record's evidence.
+    The first four have a 95 % interval by resampling records, in clusters, and never orders: the K answers to one record
+    are one record's evidence.
 
     Args:
         predictions: K of each record, all records in the same K orders, the file's among them.

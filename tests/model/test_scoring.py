@@ -39,6 +39,15 @@ def full_forward_logprob(lm: LlamaForCausalLM, prompt: tuple[int, ...], option: 
     return sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(option))
 
 
+@torch.no_grad()
+def generated_by_transformers(lm: LlamaForCausalLM, encoder: Encoder, example: Example, **settings: Any) -> list[int]:
+    ids = torch.tensor([example.prompt_ids])
+    out = lm.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=encoder.stop_id, pad_token_id=encoder.pad_id, **settings
+    )
+    return [int(token) for token in out[0, ids.shape[1] :]]
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 12])
 def test_option_scores_equal_four_full_passes(lm: LlamaForCausalLM, encoder: Encoder, examples: list[Example], batch_size: int) -> None:
     assert len({len(example.prompt_ids) for example in examples}) > 1  # rows of a batch are padded
@@ -92,11 +101,7 @@ def test_a_score_does_not_depend_on_the_rows_beside_it_or_their_padding(
 def test_generated_ids_equal_those_of_transformers_generate(
     lm: LlamaForCausalLM, encoder: Encoder, examples: list[Example], batch_size: int
 ) -> None:
-    theirs = []
-    for example in examples:
-        ids = torch.tensor([example.prompt_ids])
-        out = lm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=encoder.stop_id)
-        theirs.append(out[0, ids.shape[1] :].tolist())
+    theirs = [generated_by_transformers(lm, encoder, example, max_new_tokens=12) for example in examples]
     ours = []
     for start in range(0, len(examples), batch_size):
         batch = eval_batch([(example, True) for example in examples[start : start + batch_size]], encoder.pad_id)
@@ -135,15 +140,6 @@ def taught(tokenizer: PreTrainedTokenizerFast, encoder: Encoder, examples: list[
         (target_loss_sum(lm, batch) / 60).backward()
         optimizer.step()
     return lm.eval()
-
-
-@torch.no_grad()
-def generated_by_transformers(lm: LlamaForCausalLM, encoder: Encoder, example: Example, **settings: Any) -> list[int]:
-    ids = torch.tensor([example.prompt_ids])
-    out = lm.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=encoder.stop_id, pad_token_id=encoder.pad_id, **settings
-    )
-    return [int(token) for token in out[0, ids.shape[1] :]]
 
 
 def forwards(lm: LlamaForCausalLM) -> list[int]:
