@@ -21,6 +21,7 @@ _TRAINER_PROGRAMS = {
 _OTHER_PROGRAMS = {
     "audit": "say what is in a data file, before anything is trained",
     "compare": "set tested runs side by side, record by record",
+    "plan": "say what a fit would need, before anything is loaded",
     "sample": "write generated dialogues in the published form",
 }
 _USAGE = f"""usage: mmcoref <program> [options]
@@ -37,8 +38,8 @@ programs:
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one program and returns its exit code.
 
-    0; 1 where `audit` finds what training would refuse; 2 for a mistake of the user's, told in one message; 130 or 143
-    where a fit was told to stop and has saved its checkpoint; 141 where nobody reads the output any more.
+    0; 1 where `audit` finds what training would refuse, or `plan` what would not fit; 2 for a mistake of the user's, told in
+    one message; 130 or 143 where a fit was told to stop and has saved its checkpoint; 141 where nobody reads the output any more.
 
     Args:
         args: the command line after the program's name; by default the process's own.
@@ -62,6 +63,8 @@ def main(args: Sequence[str] | None = None) -> int:
             from mmcoref.tools import compare
 
             return compare.main(argv[1:])
+        elif argv[0] == "plan":
+            return _plan(argv[1:])
         elif argv[0] in _TRAINER_PROGRAMS:
             from mmcoref.lightning_cli import run
 
@@ -100,6 +103,18 @@ def _sample(argv: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"{options.out}: cannot be written: {error.strerror}.") from None
     print(f"{options.n} records written to {options.out}")
+
+
+def _plan(argv: Sequence[str]) -> int:
+    from mmcoref.tools.arguments import Parser
+
+    parser = Parser("plan", "Say what a fit would need, before anything is loaded. All options of `mmcoref fit` are taken, too.")
+    parser.add_argument("--gpu_memory", help="of each GPU, such as 80GB (default: of the smallest one here, or 80GB where there is none)")
+    options, others = parser.parse_known_args(argv)
+    from mmcoref.lightning_cli import fit_settings
+    from mmcoref.tools import plan
+
+    return plan.run(fit_settings(others), gpu_memory=options.gpu_memory)
 
 
 def _configure_logging() -> None:

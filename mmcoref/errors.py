@@ -33,3 +33,8 @@ def at_least(least: int, **settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and value < least:
             raise UserError(f"{name.replace('__', '.')}: expected {least} or more, got {value}.")
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line: library errors go on for a page."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,6 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
+from torch import distributed
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TINY_NAMES
@@ -28,6 +30,7 @@ from mmcoref.run import announce, preflight
 from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
 from mmcoref.run.progress import PlainProgress
 from mmcoref.run.record import RunRecord
+from mmcoref.run.strategy import strategy_of
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +119,8 @@ class MMCorefCLI(LightningCLI):
 
     def _resolve(self, stage: str, asked: str) -> Path | None:
         if asked not in ("last", "best"):
-            return Path(asked)
+            run = Path(asked)
+            return run / "checkpoints" / "last.ckpt" if (run / "checkpoints").is_dir() else run
         root = self._logs_root(stage)
         found = find_last(root, best=asked == "best")
         if found is not None:
@@ -150,7 +154,7 @@ class MMCorefCLI(LightningCLI):
         for key, old in _flat(stored):
             if new.get(key, old) == old:
                 continue
-            if key == "model.name":
+            if key == "model.name" and self.stored is not None and self.stored.base is None:
                 raise UserError(
                     f"--model.name {new[key]}: the checkpoint holds {old}, its shape and its tokenizer; leave --model.name out."
                 )
@@ -175,10 +179,9 @@ class MMCorefCLI(LightningCLI):
         preflight.check_devices(trainer, settings["data"]["batch_size"])
         if model in TINY_NAMES or self.stored is not None:
             return
-        parameters = preflight.parameter_count(preflight.check_model(model))
-        if trainer["strategy"] in ("auto", "ddp") and trainer["accelerator"] != "cpu":
-            preflight.check_memory(parameters, training=training)
-        preflight.check_disk(self._logs_root(self.subcommand), parameters, training=training, model=model)
+        shape = preflight.check_adapters(preflight.check_model(model), settings["model"], trainer)
+        checkpoint = preflight.checkpoint_bytes(shape, model) if training else 0
+        preflight.check_disk(self._logs_root(self.subcommand), checkpoint, model=model)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with our logger, checkpoints, record and float16."""
@@ -186,21 +189,35 @@ class MMCorefCLI(LightningCLI):
         settings = self._plain(self.subcommand)
         trainer = self._get(self.config_init, "trainer")
         plugins = trainer.get("plugins") or []
-        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        if trainer["precision"] in _FLOAT16 and _on_cpu(trainer["accelerator"]):
+        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO(training=self.subcommand == "fit")]
+        kwargs["strategy"] = strategy_of(trainer["strategy"], preflight.processes(settings["trainer"]))
+        if trainer["precision"] in _FLOAT16:
+            # Lightning would compute in bfloat16 on the CPU, and refuses float16 for a sharded model.
             kwargs["precision"] = None
-            plugins.append(MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+            device = "cpu" if _on_cpu(trainer["accelerator"]) else "cuda"
+            plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
         kwargs["plugins"] = plugins
         callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored), PlainProgress()]
-        if settings["data"]["val_size"] and self.subcommand == "fit":
-            chosen_by = "object_accuracy" if settings["model"]["val_generate"] else "likelihood_accuracy"
-            callbacks.append(ModelCheckpoint(monitor=f"val/{chosen_by}", mode="max", filename="best", enable_version_counter=False))
-        kwargs["callbacks"] = callbacks
+        kwargs["callbacks"] = callbacks + (self._choosing(settings) if self.subcommand == "fit" else [])
         if trainer["logger"] is None or trainer["logger"] is True:
             kwargs["logger"] = self._logger(trainer["default_root_dir"] or ".")
         if self.stored is not None:
             self.stored.restore(self.model, self.datamodule)
         return super().instantiate_trainer(**kwargs)
+
+    @staticmethod
+    def _choosing(settings: dict[str, Any]) -> list[pl.Callback]:
+        """What keeps the best epoch of a fit, and ends it when none gets better."""
+        patience = settings["checkpoint"]["patience"]
+        if not settings["data"]["val_size"]:
+            if patience is not None:
+                raise UserError(
+                    "--checkpoint.patience: needs a validation part to choose by; hold one out with --data.val_size, such as 138."
+                )
+            return []
+        chosen_by = "val/object_accuracy" if settings["model"]["val_generate"] else "val/likelihood_accuracy"
+        best = ModelCheckpoint(monitor=chosen_by, mode="max", filename="best", enable_version_counter=False)
+        return [best, *([] if patience is None else [EarlyStopping(chosen_by, mode="max", patience=patience)])]
 
     def _logger(self, root: str) -> TensorBoardLogger:
         """The run's TensorBoard folder: a new one, or, to go on training, the one that the checkpoint lies in."""
@@ -215,6 +232,7 @@ class MMCorefCLI(LightningCLI):
     def before_fit(self) -> None:
         """Reads the data, so that a mistake in them is told first, and says what is to come."""
         self.datamodule.setup("fit")
+        preflight.check_memory(self.model, self.datamodule, self.trainer)
         announce.fit(self.model, self.datamodule, self.trainer, self.stored)
 
     def after_fit(self) -> None:
@@ -238,6 +256,19 @@ class MMCorefCLI(LightningCLI):
         announce.answering(stage, self.model, self.datamodule, self.stored)
 
 
+class _Settings(MMCorefCLI):
+    """The command line of a fit, read and no more."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is looked for."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is made."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
 def run(argv: Sequence[str]) -> None:
     """Runs one of Lightning's programs.
 
@@ -246,11 +277,32 @@ def run(argv: Sequence[str]) -> None:
     """
     _quiet()
     try:
-        MMCorefCLI(argv)
+        with _told_in_one_sentence(argv[0]):
+            MMCorefCLI(argv)
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()  # or its threads may abort the process while it ends
+
+
+def fit_settings(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings that `mmcoref fit` would have with this command line, as plain values.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
+    _quiet()
+    with _told_in_one_sentence("fit"):
+        return _Settings(["fit", *argv])._plain("fit")
+
+
+@contextmanager
+def _told_in_one_sentence(program: str) -> Iterator[None]:
+    try:
+        yield
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except argparse.ArgumentError as error:
-        raise UserError(f"{str(error).strip()} (mmcoref {argv[0]} --help lists the options)") from None
+        raise UserError(f"{str(error).strip()} (mmcoref {program} --help lists the options)") from None
 
 
 def _quiet() -> None:
@@ -262,6 +314,7 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder
         ".*It is recommended to use `self.log\\('.*sync_dist=True.*",  # our metrics are the same on every process already
         ".*callbacks used to create the checkpoint need to be provided.*",  # a test keeps no best checkpoint
+        ".*torch.distributed is disabled, unavailable or uninitialized.*",  # one process reads what several wrote: that is meant
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
     ):
         warnings.filterwarnings("ignore", message)

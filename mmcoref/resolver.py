@@ -102,7 +102,7 @@ class Resolver:
 
 def _checkpoint(run: Path, *, best: bool) -> Path:
     """A run's checkpoint file."""
-    if run.is_file():
+    if run.is_file() or (run / ".metadata").is_file():  # a sharded fit's checkpoint is a folder
         return run
     if not run.is_dir():
         raise UserError(f"{run}: no such run; name a folder such as lightning_logs/version_0, or a checkpoint file.")
@@ -113,7 +113,7 @@ def _checkpoint(run: Path, *, best: bool) -> Path:
             raise UserError(f"{run}: the record of an untrained model, without a checkpoint; name the folder of a fit.")
         return Path(tested["path"])
     file = run / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
-    if not file.is_file():
+    if not file.exists():
         kept = "it is kept by a fit with --data.val_size" if best else "name the folder of a fit"
         raise UserError(f"{file}: no such checkpoint; {kept}.")
     return file

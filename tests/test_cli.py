@@ -379,7 +379,7 @@ def test_mistakes_are_told_in_one_message_with_exit_code_2(
         ("--data.prompt", "chat"): "needs a tokenizer with a chat template",
         ("--ckpt_path", "missing.ckpt"): "missing.ckpt: no such checkpoint",
         ("--ckpt_path", "foreign.ckpt"): "expected a checkpoint that mmcoref wrote",
-        ("--ckpt_path", str(tmp_path)): "expected a checkpoint file, got a folder",
+        ("--ckpt_path", str(tmp_path)): "expected a checkpoint, got a folder without one",
         ("--checkpoint.every_n_steps", "0"): "checkpoint.every_n_steps: expected 1 or more, got 0",
         ("--data.limit", "0"): "data.limit: expected 1 or more, got 0",
         ("--model.lr", "-1"): "model.lr: expected 0 or more, got -1",

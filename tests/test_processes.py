@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,14 +17,23 @@ import torch
 
 from mmcoref.data.file import dump_records
 from mmcoref.data.record import Record
-from mmcoref.run.checkpoint import read_stored
+from mmcoref.run.checkpoint import AtomicCheckpointIO, read_stored
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def mmcoref(*argv: str, processes: int = 1) -> str:
     """Runs the command on that many CPU processes and gives what it said."""
-    several = ["--trainer.strategy", "ddp"] if processes > 1 else []
+    chosen = {"--trainer.strategy", "--config"} & set(argv)
+    several = ["--trainer.strategy", "ddp"] if processes > 1 and not chosen else []
     command = [sys.executable, "-m", "mmcoref", *argv, "--trainer.accelerator", "cpu", "--trainer.devices", str(processes), *several]
     done = subprocess.run(
         [*command, "--trainer.enable_progress_bar", "false"],
@@ -87,6 +97,36 @@ def test_two_processes_train_to_the_same_weights_as_one_and_resume(llama_folder:
     said = mmcoref("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3", processes=2)
     assert "trainer.max_epochs: 3 (given now) instead of 2 (checkpoint)" in said
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_two_machines_train_to_the_weights_of_one_with_two_processes(llama_folder: Path, data_file: Path, strategy: str) -> None:
+    arguments = ["fit", "--model.name", str(llama_folder), "--data.path", str(data_file), "--trainer.max_epochs", "2"]
+    arguments += ["--model.lr", "1e-2", "--model.warmup_steps", "2", "--trainer.strategy", strategy]
+    mmcoref(*arguments, "--trainer.default_root_dir", "one", processes=2)
+    meeting = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "2", "--trainer.enable_progress_bar", "false"]
+    environment = os.environ | _ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *meeting, "--node_rank", str(node), "-m", "mmcoref", *arguments, *cpu],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for node in range(2)
+    ]
+    said = [agent.communicate(timeout=200)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    assert "micro-batches of" in said[0]
+    assert "micro-batches of" not in said[1]
+    one, two = (
+        AtomicCheckpointIO(training=False).load_checkpoint(Path(root, "lightning_logs/version_0/checkpoints/last.ckpt"))["state_dict"]
+        for root in ("one", ".")
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow

@@ -18,17 +18,27 @@ IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
 class TrainBatch(NamedTuple):
-    """Right-padded training rows; causal attention needs no mask for them, as padding comes last.
+    """Training records: one a row and right-padded, or all behind one another in a single row, where nothing is padded.
+
+    What follows from the labels is worked out here, on the CPU, as asking a GPU for it would wait for all that it still has to do.
 
     Attributes:
-        input_ids: (B, T) int64.
+        input_ids: (B, T) int64; (1, T) if packed.
         labels: (B, T) int64; the answer's tokens (letter to stop token) at their own positions, else `IGNORED`.
-        tokens: of these rows, without padding; counted here, as counting on a GPU would wait for it.
+        predicting: (N,) int64, the positions whose next token has a label, counted over the B rows laid end to end.
+        targets: (N,) int64, those labels.
+        position_ids: (1, T) int64 of a packed row, in which every record counts from 0; None where a row is a record.
+        lengths: tokens of each record of a packed row; None where a row is a record, and needs no mask, as its padding comes last.
+        tokens: of these records, without padding.
         window_targets: answer tokens of the whole optimizer step, over all its micro-batches and processes.
     """
 
     input_ids: Tensor
     labels: Tensor
+    predicting: Tensor
+    targets: Tensor
+    position_ids: Tensor | None
+    lengths: tuple[int, ...] | None
     tokens: int
     window_targets: int
 
@@ -68,7 +78,7 @@ class EvalBatch(NamedTuple):
 
 
 def train_batch(rows: Sequence[tuple[Example, bool]], window_targets: int, pad_id: int, width: int | None = None) -> TrainBatch:
-    """Collates (example, whether it counts) rows; a row that does not count has no labels.
+    """Collates (example, whether it counts) pairs, one a row; a row that does not count has no labels.
 
     Args:
         rows: B of them.
@@ -78,18 +88,36 @@ def train_batch(rows: Sequence[tuple[Example, bool]], window_targets: int, pad_i
     """
     if width is not None:
         rows = [(_cut(example, width), counts) for example, counts in rows]
-    width = width or max(len(example.prompt_ids) + len(example.answer_ids) for example, _ in rows)
+    width = width or max(example.trained_tokens for example, _ in rows)
     input_ids = torch.full((len(rows), width), pad_id)
     labels = torch.full((len(rows), width), IGNORED)
     for row, (example, counts) in enumerate(rows):
-        start, answer = len(example.prompt_ids), torch.tensor(example.answer_ids)
-        end = start + len(answer)
-        input_ids[row, :start] = torch.tensor(example.prompt_ids)
-        input_ids[row, start:end] = answer
+        input_ids[row, : example.trained_tokens] = torch.tensor(example.prompt_ids + example.answer_ids)
         if counts:
-            labels[row, start:end] = answer
-    tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example, _ in rows)
-    return TrainBatch(input_ids, labels, tokens, window_targets)
+            labels[row, len(example.prompt_ids) : example.trained_tokens] = torch.tensor(example.answer_ids)
+    tokens = sum(example.trained_tokens for example, _ in rows)
+    return TrainBatch(input_ids, labels, *_predictions(labels), None, None, tokens, window_targets)
+
+
+def packed_batch(rows: Sequence[tuple[Example, bool]], window_targets: int) -> TrainBatch:
+    """Collates (example, whether it counts) pairs behind one another; a filler is left out wherever a record counts."""
+    kept = [example for example, counts in rows if counts]
+    examples = kept or [rows[0][0]]
+    input_ids = [token for example in examples for token in example.prompt_ids + example.answer_ids]
+    blank = [[IGNORED] * len(example.prompt_ids) for example in examples]
+    answers = [example.answer_ids if kept else [IGNORED] * len(example.answer_ids) for example in examples]
+    labels = torch.tensor([[label for prompt, answer in zip(blank, answers, strict=True) for label in (*prompt, *answer)]])
+    lengths = tuple(example.trained_tokens for example in examples)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    return TrainBatch(torch.tensor([input_ids]), labels, *_predictions(labels), positions, lengths, len(input_ids), window_targets)
+
+
+def _predictions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """`predicting` and `targets` of labels (B, T). A row's first token is never an answer's, so that none is predicted from another row."""
+    labelled = labels.flatten() != IGNORED
+    labelled[:: labels.shape[1]] = False
+    at = labelled.nonzero()[:, 0]
+    return at - 1, labels.flatten()[at]
 
 
 def _cut(example: Example, width: int) -> Example:

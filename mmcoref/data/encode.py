@@ -54,6 +54,11 @@ class Example:
         return self.option_ids[self.record.choices.index(self.record.gold.text)]
 
     @property
+    def trained_tokens(self) -> int:
+        """Tokens of the prompt and the gold answer."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+    @property
     def tokens(self) -> int:
         """Tokens of the prompt and the longest answer."""
         return len(self.prompt_ids) + max(map(len, self.option_ids))

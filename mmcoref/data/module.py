@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mmcoref.data.batch import IGNORED, EvalBatch, TrainBatch, eval_batch, train_batch
+from mmcoref.data.batch import EvalBatch, TrainBatch, eval_batch, packed_batch, train_batch
 from mmcoref.data.encode import Encoder, Example, Overlength, PromptStyle, Recipe, longest_answer
 from mmcoref.data.file import DataFile, dump_records, read_records
 from mmcoref.data.order import Order, Permutations, orders, shuffled_order
@@ -39,7 +39,10 @@ class MMCorefDataModule(pl.LightningDataModule):
         limit: only the first n records of each part; such a run is marked partial.
         max_tokens: the most tokens that a prompt and its longest answer may have.
         overlength: what becomes of a longer record: `raise`, `drop` it, or `trim` its middle utterances.
-        batch_size: rows of a training micro-batch on one process.
+        batch_size: train records that a process takes at a time; times `trainer.accumulate_grad_batches` they are its share of an
+            optimizer step.
+        micro_batch_size: records of one forward pass, a divisor of that share. By default it is chosen before the fit, as large as
+            the memory holds, and kept in the checkpoint; the update is the same.
         eval_batch_size: rows of an evaluation batch on one process.
         num_workers: processes that collate batches; 0 is right, as collating takes microseconds.
         shuffle_options: whether each epoch shows the training options in another order, lettered anew; seeded.
@@ -60,6 +63,7 @@ class MMCorefDataModule(pl.LightningDataModule):
         max_tokens: int = 512,
         overlength: Overlength = "raise",
         batch_size: int = 2,
+        micro_batch_size: int | None = None,
         eval_batch_size: int = 16,
         num_workers: int = 0,
         shuffle_options: bool = False,
@@ -70,7 +74,7 @@ class MMCorefDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         at_least(1, data__limit=limit, data__max_tokens=max_tokens, data__batch_size=batch_size, data__eval_batch_size=eval_batch_size)
-        at_least(1, data__sample_train=sample_train)
+        at_least(1, data__sample_train=sample_train, data__micro_batch_size=micro_batch_size)
         at_least(0, data__num_workers=num_workers)
         self.save_hyperparameters()
         self.file: DataFile | None = None
@@ -80,6 +84,8 @@ class MMCorefDataModule(pl.LightningDataModule):
         self.val: list[Example] = []
         self.test: list[Example] = []
         self.unlabelled: list[Example] = []
+        self.rows = batch_size  # records of a forward pass
+        self.packed = False  # whether they stand in one row
         self.dropped: list[int] = []
         self.trimmed: list[int] = []
         self._packed_tokenizer: TokenizerFiles | None = None
@@ -200,7 +206,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             UserError: neither `max_epochs` nor `max_steps` ends the run, or the published recipe has too few records for a step.
         """
         window = {
-            "batch_size": self.hparams["batch_size"],
+            "batch_size": self.rows,
             "accumulate": trainer.accumulate_grad_batches,
             "num_replicas": self.replicas(trainer)["num_replicas"],
         }
@@ -218,12 +224,24 @@ class MMCorefDataModule(pl.LightningDataModule):
             raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: the learning rate needs an end to decay to.")
         return min(end for end in ends if end >= 0)
 
+    def cut_windows(self, trainer: pl.Trainer, records: int, *, packed: bool) -> None:
+        """Has each process take its share of an optimizer step in forward passes of so many records: a divisor of the share.
+
+        Args:
+            trainer: whose accumulation follows.
+            records: of a forward pass.
+            packed: whether they stand behind one another in one row.
+        """
+        trainer.accumulate_grad_batches = self.rows * trainer.accumulate_grad_batches // records
+        self.rows, self.packed = records, packed
+        self.hparams["micro_batch_size"] = records
+
     def train_dataloader(self) -> ResumableLoader:
         """Windows of one optimizer step each, resumable in their middle."""
         sampler = TrainSampler(
             [example.tokens for example in self.train],
             [len(example.answer_ids) for example in self.train],
-            batch_size=self.hparams["batch_size"],
+            batch_size=self.rows,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             seed=global_seed(),
             options=self._shuffled_options() if self.hparams["shuffle_options"] else None,
@@ -276,12 +294,14 @@ class MMCorefDataModule(pl.LightningDataModule):
 
     def _train_batch(self, rows: list[tuple[Example, Slot]]) -> TrainBatch:
         examples = [(self.encoder.reordered(example, slot.order), slot.valid) for example, slot in rows]
+        if self.packed:
+            return packed_batch(examples, rows[0][1].window_targets)
         if not self.as_published:
             return train_batch(examples, rows[0][1].window_targets, self.encoder.pad_id)
         batch = train_batch(examples, 0, self.encoder.pad_id, width=self.hparams["max_tokens"])
         micro_batches = (self.trainer.accumulate_grad_batches if self.trainer else 1) * self.replicas(self.trainer)["num_replicas"]
         # The mean of the step's mean losses, as if every micro-batch had as many answer tokens as this one; a row's cut may leave none.
-        return batch._replace(window_targets=max(1, int((batch.labels != IGNORED).sum())) * micro_batches)
+        return batch._replace(window_targets=max(1, len(batch.targets)) * micro_batches)
 
     def _eval_batch(self, rows: list[tuple[Example, Slot]]) -> EvalBatch:
         return eval_batch([(example, slot.valid) for example, slot in rows], self.encoder.pad_id)

@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mmcoref.errors import UserError
+from mmcoref.data.hub import fetch
+from mmcoref.errors import UserError, first_line
 
 TINY, TINY_RANDOM = "tiny", "tiny-random"  # the embedded model, from its shipped backbone or from random weights
 TINY_NAMES = (TINY, TINY_RANDOM)
@@ -54,7 +55,7 @@ def load_tokenizer(name: str, train_texts: Iterable[str]) -> PreTrainedTokenizer
     if name in TINY_NAMES:
         return train_tokenizer(train_texts)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(fetch(name))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.name {name!r}: its tokenizer cannot be loaded: {first_line(error)}") from None
     if tokenizer.eos_token_id is None:
@@ -125,8 +126,3 @@ def unpack_tokenizer(files: TokenizerFiles) -> PreTrainedTokenizerBase:
             path.write_text(text, "utf-8")
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     return tokenizer  # type: ignore[no-any-return]
-
-
-def first_line(error: BaseException) -> str:
-    """An error's first line: library errors go on for a page."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

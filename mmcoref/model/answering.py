@@ -7,12 +7,14 @@ from typing import Any, Literal
 from mmcoref.data.batch import EvalBatch
 from mmcoref.data.encode import Encoder
 from mmcoref.evaluation.prediction import Prediction
-from mmcoref.model.scoring import answer, answer_as_published
+from mmcoref.model.scoring import Agree, alone, answer, answer_as_published
 
 Decoding = Literal["greedy", "constrained", "published"]
 
 
-def predict(lm: Any, encoder: Encoder, batch: EvalBatch, *, decoding: Decoding, max_new_tokens: int, seed: int) -> list[Prediction]:
+def predict(
+    lm: Any, encoder: Encoder, batch: EvalBatch, *, decoding: Decoding, max_new_tokens: int, seed: int, agree: Agree = alone
+) -> list[Prediction]:
     """What the model says of the batch's valid rows.
 
     Args:
@@ -23,12 +25,14 @@ def predict(lm: Any, encoder: Encoder, batch: EvalBatch, *, decoding: Decoding, 
             but one of the four options; `published`: 3 beams with sampling, one dialogue at a time.
         max_new_tokens: the most that greedy decoding may generate.
         seed: of published decoding, which draws from it and the record's place in its file alone.
+        agree: see `answer`.
     """
-    answers = answer(lm, batch, stop_id=encoder.stop_id, max_new_tokens=max_new_tokens if decoding == "greedy" else 0)
+    answers = answer(lm, batch, stop_id=encoder.stop_id, max_new_tokens=max_new_tokens if decoding == "greedy" else 0, agree=agree)
     by_letter, logprobs = answers.by_letter.tolist(), answers.option_logprobs.tolist()
     predictions = []
     for row, (example, counts) in enumerate(batch.rows):
-        if not counts:
+        together = agree is not alone
+        if not counts and not (decoding == "published" and together):
             continue
         if decoding == "greedy":
             ids = answers.generated[row]
@@ -37,7 +41,9 @@ def predict(lm: Any, encoder: Encoder, batch: EvalBatch, *, decoding: Decoding, 
         else:
             prompt = encoder.published_prompt_ids(example.record)
             drawn = hash((seed, example.index)) & 0x7FFFFFFFFFFFFFFF
-            ids = answer_as_published(lm, prompt, stop_id=encoder.stop_id, pad_id=encoder.pad_id, seed=drawn)
+            ids = answer_as_published(lm, prompt, stop_id=encoder.stop_id, pad_id=encoder.pad_id, seed=drawn, together=together)
+        if not counts:
+            continue  # it was answered for the company of other processes
         predictions.append(
             Prediction(
                 index=example.index,

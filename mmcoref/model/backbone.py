@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from mmcoref.data.tokenizer import TINY, TINY_RANDOM, first_line, pad_token_id
-from mmcoref.errors import UserError
+from mmcoref.data.hub import fetch
+from mmcoref.data.tokenizer import TINY, TINY_NAMES, pad_token_id
+from mmcoref.errors import UserError, first_line
+from mmcoref.model.adapters import Adapters, add_adapters, freeze
+from mmcoref.model.loading import fill, give_memory, lay_out
+from mmcoref.model.sharding import shard
 
 TINY_WEIGHTS = Path(__file__).with_name("tiny.safetensors")
 _BY_TOKEN = ("model.embed_tokens.weight", "lm_head.weight")  # (V, H): a row belongs to a token, whose id the data decide
@@ -46,32 +54,97 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     )
 
 
-def load_backbone(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The pretrained model `name` in fp32 and train mode; `tiny` is initialised at random from the global seed.
+@dataclass(frozen=True)
+class Place:
+    """Where a model is put, and how it is computed.
 
-    fp32 is asked for because transformers keeps the file's dtype, which for Llama is bf16: mixed precision would
-    train bf16 master weights. Train mode, because `from_pretrained` returns a model in eval mode and Lightning
-    leaves it so, which turns gradient checkpointing and dropout off.
+    Attributes:
+        device: of this process.
+        mesh: the processes over which the model is cut; None where each holds all of it.
+        compute_dtype: what autocast computes in, if it does.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: DeviceMesh | None = None
+    compute_dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer | None) -> Place:
+        """That of a trainer's process; without a trainer, the CPU.
+
+        Raises:
+            UserError: a strategy that cuts the model and has its processes see the same records.
+        """
+        if trainer is None:
+            return HERE
+        strategy = trainer.strategy
+        mesh = strategy.device_mesh["data_parallel"] if isinstance(strategy, ModelParallelStrategy) else None
+        if mesh is not None and mesh.size() != trainer.world_size:
+            raise UserError(
+                f"trainer.strategy: {mesh.size()} of {trainer.world_size} processes would see records of their own: "
+                "use --trainer.strategy sharded."
+            )
+        compute = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(str(trainer.precision))
+        return cls(strategy.root_device, mesh, compute)
+
+
+HERE = Place()
+
+
+def backbone_config(name: str, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The shape of the model `name`.
 
     Raises:
-        UserError: no such folder or repository, or files that are not a causal language model.
+        UserError: its config cannot be read.
     """
-    if name in (TINY, TINY_RANDOM):
-        model = build_backbone(tiny_config(tokenizer).to_dict())
-        if name == TINY:
-            transplant(model, tokenizer, TINY_WEIGHTS)
-        return model
+    if name in TINY_NAMES:
+        return tiny_config(tokenizer)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        config: PretrainedConfig = AutoConfig.from_pretrained(fetch(name))
     except (OSError, ValueError) as error:
-        raise UserError(f"model.name {name!r}: cannot be loaded as a causal language model: {first_line(error)}") from None
-    return _ready(model)
+        raise UserError(f"model.name {name!r}: its config cannot be read: {first_line(error)}") from None
+    return config
 
 
-def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
-    """A model of this shape whose weights are still to come from a checkpoint."""
-    shape: PretrainedConfig = AutoConfig.for_model(**config)
-    return _ready(AutoModelForCausalLM.from_config(shape, dtype=torch.float32))  # type: ignore[no-untyped-call]
+def load_backbone(name: str, tokenizer: PreTrainedTokenizerBase, place: Place = HERE, adapters: Adapters | None = None) -> PreTrainedModel:
+    """The pretrained model `name` in fp32 and train mode; `tiny` is initialised at random from the global seed.
+
+    Raises:
+        UserError: no such folder or repository, files that are not a causal language model, or adapters that do not fit it.
+    """
+    config = backbone_config(name, tokenizer)
+    if name in TINY_NAMES:
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()  # type: ignore[no-untyped-call]
+        if name == TINY:
+            transplant(lm, tokenizer, TINY_WEIGHTS)
+        return _with_adapters(_placed(lm, place, adapters).to(place.device), adapters)  # type: ignore[arg-type]  # untyped .to()
+    lm = _placed(lay_out(config), place, adapters)
+    give_memory(lm, place.device)
+    fill(lm, fetch(name, weights=True))
+    return _with_adapters(lm, adapters)
+
+
+def build_backbone(config: dict[str, Any], place: Place = HERE, adapters: Adapters | None = None) -> PreTrainedModel:
+    """A model of this shape, without values: its weights are still to come from a checkpoint."""
+    lm = _placed(lay_out(AutoConfig.for_model(**config)), place, adapters)
+    give_memory(lm, place.device)
+    return _with_adapters(lm, adapters)
+
+
+def _placed(lm: PreTrainedModel, place: Place, adapters: Adapters | None) -> PreTrainedModel:
+    if adapters is not None:
+        if place.mesh is not None:
+            raise UserError(
+                "model.lora_rank: adapters are trained with every process holding the frozen model: use --trainer.strategy ddp."
+            )
+        freeze(lm, place.compute_dtype)
+    return lm if place.mesh is None else shard(lm, place.mesh, place.compute_dtype)
+
+
+def _with_adapters(lm: PreTrainedModel, adapters: Adapters | None) -> PreTrainedModel:
+    if adapters is not None:
+        add_adapters(lm, adapters)
+    return lm
 
 
 def transplant(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
@@ -103,8 +176,3 @@ def save_backbone(state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, 
     rows = torch.tensor(list(ids.values()))
     kept = {name: (weights[rows] if name in _BY_TOKEN else weights).to(torch.float16).contiguous() for name, weights in state.items()}
     save_file(kept, file, {"vocabulary": json.dumps(list(ids))})
-
-
-def _ready(model: Any) -> PreTrainedModel:
-    model.train()
-    return model  # type: ignore[no-any-return]  # transformers' Auto classes are untyped

@@ -11,22 +11,29 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mmcoref.data.batch import EvalBatch, TrainBatch
+from mmcoref.data.hub import fetch
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.order import FILE_ORDER, Permutations
 from mmcoref.data.sampler import global_seed
-from mmcoref.data.tokenizer import TINY, pack_tokenizer
-from mmcoref.errors import at_least
+from mmcoref.data.tokenizer import TINY, TINY_NAMES, pack_tokenizer
+from mmcoref.errors import UserError, at_least
 from mmcoref.evaluation.metrics import LikelihoodAccuracy, answer_metrics
 from mmcoref.evaluation.prediction import Prediction
+from mmcoref.model.adapters import Adapters
 from mmcoref.model.answering import Decoding, predict
-from mmcoref.model.backbone import build_backbone, load_backbone
+from mmcoref.model.backbone import Place, backbone_config, build_backbone, load_backbone
+from mmcoref.model.loading import checkpoint_blocks, fingerprint
 from mmcoref.model.optim import linear_warmup_decay, parameter_groups
-from mmcoref.model.scoring import answer, target_loss_sum
+from mmcoref.model.packing import allow_packing
+from mmcoref.model.scoring import Agree, alone, answer, target_loss_sum
+from mmcoref.model.windows import cut_windows
 
 ROOM_AFTER_ANSWER = 8  # tokens beyond the longest answer, so that an answer with something behind it shows itself
 
@@ -45,6 +52,13 @@ class MMCorefModule(pl.LightningModule):
         val_generate: whether validation generates. If not it only scores the options, which is cheaper, and logs
             `likelihood_accuracy`, never an exact match.
         permutations: in which orders of its options each test record is asked: `none` but the file's, the 4 `cyclic` ones, or `all` 24.
+        lora_rank: trains adapters of this rank beside frozen weights (LoRA), instead of all weights; 0 trains all.
+        lora_alpha: adapters are scaled by alpha / rank.
+        lora_dropout: of what goes into the adapters.
+        lora_targets: names of the linear layers that get one, such as `[q_proj, v_proj]`; by default all but the LM head.
+        gradient_checkpointing: whether blocks are computed a second time in the backward pass instead of kept; by default only
+            where the memory does not do without.
+        check_memory: whether a fit that would need more memory than a device has is refused before anything is loaded.
     """
 
     def __init__(
@@ -57,9 +71,15 @@ class MMCorefModule(pl.LightningModule):
         decoding: Decoding = "greedy",
         val_generate: bool = True,
         permutations: Permutations = "none",
+        lora_rank: int = 0,
+        lora_alpha: float = 32.0,
+        lora_dropout: float = 0.0,
+        lora_targets: list[str] | None = None,
+        gradient_checkpointing: bool | None = None,
+        check_memory: bool = True,
     ) -> None:
         super().__init__()
-        at_least(0, model__lr=lr, model__weight_decay=weight_decay, model__warmup_steps=warmup_steps)
+        at_least(0, model__lr=lr, model__weight_decay=weight_decay, model__warmup_steps=warmup_steps, model__lora_rank=lora_rank)
         at_least(1, model__max_new_tokens=max_new_tokens)
         self.save_hyperparameters()
         self.lm: PreTrainedModel | None = None
@@ -67,14 +87,21 @@ class MMCorefModule(pl.LightningModule):
         self.curve_likelihood = LikelihoodAccuracy()
         self.test_metrics = answer_metrics()
         self.max_new_tokens = 0
+        self.strict_loading = not self._base_apart  # a checkpoint of adapters holds nothing else: `on_load_checkpoint` looks at them
         self._backbone_config: dict[str, Any] | None = None
+        self._base: str | None = None
         self._window = _Window(0.0)
 
     # ------------------------------------------------------------------ set-up
 
-    def restore_backbone(self, config: dict[str, Any]) -> None:
-        """Builds the model from a checkpoint's config, with no pretrained weights: the checkpoint's are loaded over it."""
-        self._backbone_config = config
+    def restore_backbone(self, config: dict[str, Any], base: str | None = None) -> None:
+        """Builds the model from a checkpoint's config; the checkpoint's weights are loaded over it.
+
+        Args:
+            config: of the model.
+            base: fingerprint of the weights that the checkpoint's adapters stand beside, and that it does not hold.
+        """
+        self._backbone_config, self._base = config, base
 
     @property
     def data(self) -> MMCorefDataModule:
@@ -85,17 +112,45 @@ class MMCorefModule(pl.LightningModule):
         return data
 
     def setup(self, stage: str) -> None:
-        """Reads from the data how long an answer can be."""
+        """Reads from the data how long an answer can be, and decides how a fit cuts its windows into micro-batches."""
         self.max_new_tokens = self.hparams["max_new_tokens"] or self.data.longest_answer + ROOM_AFTER_ANSWER
+        if stage == "fit" and self.lm is None:
+            checkpointing = cut_windows(self.shape_config(self.data), self.hparams, self.data, self.trainer)
+            self.hparams["gradient_checkpointing"] = checkpointing  # and so into the checkpoint
+
+    def shape_config(self, data: MMCorefDataModule) -> PretrainedConfig:
+        """The model's shape, known as soon as the data are read, before any weights are loaded."""
+        if self._backbone_config is not None:
+            return AutoConfig.for_model(**self._backbone_config)
+        return backbone_config(self.hparams["name"], data.tokenizer)
 
     def configure_model(self) -> None:
-        """Loads the weights; not in `__init__`, so that a module of any size can be made without them."""
+        """Loads the weights; not in `__init__`, so that a module of any size can be made without them.
+
+        Raises:
+            UserError: a checkpoint's adapters, and not the weights that they were trained beside.
+        """
         if self.lm is not None:
             return
-        if self._backbone_config is not None:
-            self.lm = build_backbone(self._backbone_config)
+        place, adapters = Place.of(self._trainer), Adapters.of(self.hparams)
+        if self._backbone_config is not None and not self._base_apart:
+            self.lm = build_backbone(self._backbone_config, place, adapters)
         else:
-            self.lm = load_backbone(self.hparams["name"], self.data.tokenizer)
+            if self._base is not None and fingerprint(fetch(self.hparams["name"], weights=True)) != self._base:
+                raise UserError(
+                    f"model.name {self.hparams['name']}: its weights are not those that the checkpoint's adapters were trained beside: "
+                    "name the folder of those with --model.name."
+                )
+            self.lm = load_backbone(self.hparams["name"], self.data.tokenizer, place, adapters)
+        if self._trainer is not None and self.data.packed:
+            allow_packing(self.lm)
+        if self.hparams["gradient_checkpointing"]:
+            checkpoint_blocks(self.lm)
+
+    @property
+    def _base_apart(self) -> bool:
+        """Whether checkpoints hold adapters only, beside weights that stay where they are. `tiny` is nowhere but in memory."""
+        return self.hparams["lora_rank"] > 0 and self.hparams["name"] not in TINY_NAMES
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -124,15 +179,31 @@ class MMCorefModule(pl.LightningModule):
         self._window.add(loss.detach(), batch.tokens)
         return loss * (self.trainer.accumulate_grad_batches * self.data.replicas(self.trainer)["num_replicas"])
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Under data parallelism gradients lie in the buckets that are sent, and are zeroed there.
+
+        Set to None, as Lightning does, they would be given memory of their own beside the buckets in all passes that are not
+        sent: four bytes a parameter more.
+        """
+        optimizer.zero_grad(set_to_none=not isinstance(self.trainer.strategy, DDPStrategy))
+
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips the gradients, and logs their norm before and what the step has seen; after loss scaling is undone."""
+        parameters = [parameter for parameter in self.backbone.parameters() if parameter.grad is not None]
+        if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None and getattr(
+            optimizer, "_step_supports_amp_scaling", False
+        ):
+            # Lightning leaves the gradients of a fused optimizer scaled, and then refuses to clip them.
+            scaler.unscale_(optimizer)
         if gradient_clip_algorithm == "value":
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.backbone.parameters() if p.grad is not None])
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val or math.inf)
         else:
-            norm = torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), gradient_clip_val or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         sums = torch.tensor([float(self._window.loss), self._window.tokens], device=self.device)
         loss, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
         now = time.perf_counter()
@@ -146,7 +217,9 @@ class MMCorefModule(pl.LightningModule):
         """AdamW, warm-up over `warmup_steps` optimizer steps, then linear decay to 0 at the run's last step."""
         settings = self.hparams
         total = self.data.total_steps(self.trainer)
-        optimizer = torch.optim.AdamW(parameter_groups(self.backbone.parameters(), settings["weight_decay"]), lr=settings["lr"])
+        # Fused: one pass over the weights, and no temporaries of the size of a moment.
+        groups = parameter_groups(self.backbone.parameters(), settings["weight_decay"])
+        optimizer = torch.optim.AdamW(groups, lr=settings["lr"], fused=True)
         factor = partial(linear_warmup_decay, warmup_steps=settings["warmup_steps"], total_steps=total)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -185,7 +258,14 @@ class MMCorefModule(pl.LightningModule):
             decoding=self.hparams["decoding"],
             max_new_tokens=self.max_new_tokens,
             seed=global_seed(),
+            agree=self._agree,
         )
+
+    @property
+    def _agree(self) -> Agree:
+        """What processes that share a model ask each other, so that all take the same forward passes."""
+        strategy = self.trainer.strategy
+        return strategy.reduce_boolean_decision if isinstance(strategy, ModelParallelStrategy) else alone
 
     def on_validation_epoch_end(self) -> None:
         """Logs the accuracies of this epoch, under a name that says which records they were measured on."""
@@ -216,9 +296,30 @@ class MMCorefModule(pl.LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what `restore_backbone` and `MMCorefDataModule.restore_tokenizer` need, so that the file stands alone."""
+        """Adds what `restore_backbone` and `MMCorefDataModule.restore_tokenizer` need, so that the file stands alone.
+
+        With adapters it stands beside the frozen weights, which it names by their fingerprint.
+        """
         checkpoint["mmcoref_backbone"] = json.loads(self.backbone.config.to_json_string(use_diff=False))
         checkpoint["mmcoref_tokenizer"] = pack_tokenizer(self.data.tokenizer)
+        if self._base_apart:
+            if self._base is None:
+                self._base = fingerprint(fetch(self.hparams["name"], weights=True))
+            checkpoint["mmcoref_base"] = self._base
+            checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._trained()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Sees that a checkpoint of adapters holds all of them.
+
+        Raises:
+            UserError: it holds others.
+        """
+        if self._base_apart and "state_dict" in checkpoint and checkpoint["state_dict"].keys() != self._trained():
+            raise UserError("model.lora_targets: the checkpoint's adapters stand beside other layers; leave --model.lora_… out.")
+
+    def _trained(self) -> set[str]:
+        """Names of the weights that are trained."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
 def _count(metrics: MetricCollection, predictions: list[Prediction]) -> None:

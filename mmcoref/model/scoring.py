@@ -5,6 +5,7 @@ Legend of shapes: B dialogues, O = 4 options, T tokens, A answer tokens, V vocab
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
-from mmcoref.data.batch import IGNORED, EvalBatch, TrainBatch
+from mmcoref.data.batch import EvalBatch, TrainBatch
+from mmcoref.model.packing import packed_inputs
 
 
 class Answers(NamedTuple):
@@ -36,12 +38,11 @@ def target_loss_sum(lm: nn.Module, batch: TrainBatch) -> Tensor:
     The LM head sees only the positions before an answer token: with Llama's 128,256 words and 16 answer tokens of
     300, logits of the prompt would be 18 times as many, and larger than the model's own activations.
     """
-    predicts = batch.labels[:, 1:] != IGNORED  # (B, T-1): a position predicts the next token
-    targets = batch.labels[:, 1:][predicts]  # (N,)
-    # No attention mask: padding stands on the right, where causal attention never looks from a real token, and without
-    # a mask the attention kernels take their fast path.
-    logits: Tensor = forward_at(lm, F.pad(predicts, (0, 1)), input_ids=batch.input_ids, use_cache=False).logits
-    return F.cross_entropy(_precise(logits), targets, reduction="sum")
+    # Rows that are records need no mask: padding stands on the right, where causal attention never looks from a real token,
+    # and without a mask the attention kernels take their fast path.
+    packed = {} if batch.lengths is None else packed_inputs(batch.position_ids, batch.lengths)  # type: ignore[arg-type]
+    logits: Tensor = forward_at(lm, batch.predicting, input_ids=batch.input_ids, use_cache=False, **packed).logits
+    return F.cross_entropy(_precise(logits), batch.targets, reduction="sum")
 
 
 def _precise(logits: Tensor) -> Tensor:
@@ -49,22 +50,60 @@ def _precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def forward_at(lm: nn.Module, keep: Tensor, **inputs: Any) -> Any:
-    """The model's output with logits (N, V) at the N positions where `keep` (B, T) is True; those of other positions never exist.
+def forward_at(lm: nn.Module, positions: Tensor, **inputs: Any) -> Any:
+    """The model's output with logits (N, V) at N positions only.
 
-    A hook narrows the head's input, so that the forward pass is the model's own, whatever wraps it
-    (`logits_to_keep` takes a mask only in later versions of transformers).
+    What lies behind the last attention layer is computed for those positions alone: the last block's MLP, and the LM head.
+    Hooks narrow what they are given, so that the forward pass is the model's own, whatever wraps it (`logits_to_keep` takes a
+    mask only in later versions of transformers, and leaves the block as it is).
+
+    Args:
+        lm: the causal language model.
+        positions: (N,) int64, counted over the B rows of T tokens laid end to end.
+        inputs: of the model.
     """
-    head: nn.Module = lm.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0][keep],))
+    hooks = [lm.get_output_embeddings().register_forward_pre_hook(lambda _, args: (_rows(args[0])[positions],))]  # type: ignore[operator]
+    if (mlp := last_mlp(lm)) is not None:
+        shape: list[torch.Size] = []
+
+        def narrow(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            shape.append(args[0].shape)
+            return (_rows(args[0])[positions][None],)
+
+        def widen(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+            whole = out.new_zeros(shape[-1][:-1].numel(), out.shape[-1])
+            return whole.index_copy(0, positions, out[0]).view(shape[-1])
+
+        hooks += [mlp.register_forward_pre_hook(narrow), mlp.register_forward_hook(widen)]
     try:
         return lm(**inputs)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def last_mlp(lm: nn.Module) -> nn.Module | None:
+    """The last block's MLP, if it is one that works token by token, as Llama's does; a mixture of experts routes and counts tokens."""
+    blocks: Any = getattr(lm.base_model, "layers", None)
+    mlp = getattr(blocks[-1], "mlp", None) if blocks else None
+    return mlp if isinstance(getattr(mlp, "down_proj", None), nn.Module) and not hasattr(mlp, "experts") else None
+
+
+def _rows(hidden: Tensor) -> Tensor:
+    """(B, T, H) or (N, H) -> tokens laid end to end."""
+    return hidden.flatten(0, -2)
+
+
+Agree = Callable[[bool], bool]
+
+
+def alone(done: bool) -> bool:
+    """The agreement of a process with itself."""
+    return done
 
 
 @torch.no_grad()
-def answer(lm: Any, batch: EvalBatch, *, stop_id: int, max_new_tokens: int = 0) -> Answers:
+def answer(lm: Any, batch: EvalBatch, *, stop_id: int, max_new_tokens: int = 0, agree: Agree = alone) -> Answers:
     """Scores the options and generates greedily, all from one pass over the prompts.
 
     Args:
@@ -72,13 +111,15 @@ def answer(lm: Any, batch: EvalBatch, *, stop_id: int, max_new_tokens: int = 0) 
         batch: B dialogues; prompts may be padded on either side.
         stop_id: ends an answer.
         max_new_tokens: the most that may be generated; 0 generates nothing.
+        agree: whether a thing is true on every process that this one has to take each forward pass with, as all must where the
+            model is cut over them.
     """
     reached = batch.prompt_mask.cumsum(-1)
     last = (reached == reached[:, -1:]) & batch.prompt_mask.bool()  # of each row its last token
     # Padding on the right needs no mask, as in training: what is cached there is hidden from all that comes behind it.
     padded_left = not bool(batch.prompt_mask[:, 0].all())
     placed = {"attention_mask": batch.prompt_mask, "position_ids": (reached - 1).clamp(min=0)} if padded_left else {}
-    prefill = forward_at(lm, last, input_ids=batch.prompt_ids, use_cache=True, **placed)
+    prefill = forward_at(lm, last.flatten().nonzero()[:, 0], input_ids=batch.prompt_ids, use_cache=True, **placed)
     next_logits, cache = prefill.logits, prefill.past_key_values  # (B, V), the prompts' keys and values
     scores = _score_options(lm, batch, cache, next_logits)
     logprobs, by_letter = scores.token_logprobs.sum(-1), _walk(scores.token_logprobs, batch)
@@ -90,11 +131,12 @@ def answer(lm: Any, batch: EvalBatch, *, stop_id: int, max_new_tokens: int = 0) 
             ids = list(example.option_ids[option]) if option >= 0 else []
             rows.append(ids if ids[-1:] == [stop_id] and len(ids) <= max_new_tokens else None)
         missing = [b for b in range(B) if rows[b] is None]
-        if missing:
-            if len(missing) < B:
-                cache.batch_select_indices(torch.tensor(missing, device=next_logits.device))
-            found = _generate(lm, batch.prompt_mask[missing], cache, next_logits[missing], stop_id, max_new_tokens)
-            for b, row in zip(missing, found, strict=True):
+        if not agree(not missing):
+            asked = missing or [0]  # a process that has nothing to generate runs along
+            if len(asked) < B:
+                cache.batch_select_indices(torch.tensor(asked, device=next_logits.device))
+            found = _generate(lm, batch.prompt_mask[asked], cache, next_logits[asked], stop_id, max_new_tokens, agree)
+            for b, row in zip(missing, found, strict=False):
                 rows[b] = row
     return Answers(logprobs, by_letter, [row for row in rows if row is not None])
 
@@ -145,7 +187,7 @@ def _tail_logits(lm: Any, batch: EvalBatch, cache: Any, keep: Tensor) -> Tensor:
     mask = torch.zeros(allowed.shape, dtype=lm.dtype, device=keep.device).masked_fill(~allowed, torch.finfo(lm.dtype).min)
     logits: Tensor = forward_at(
         lm,
-        keep,
+        keep.flatten().nonzero()[:, 0],
         input_ids=batch.option_ids[:, :, :-1].flatten(1),
         attention_mask=mask[:, None],
         position_ids=batch.prompt_mask.sum(-1, keepdim=True) + place % (A - 1),
@@ -171,7 +213,7 @@ def _walk(token_logprobs: Tensor, batch: EvalBatch) -> Tensor:
     return left.int().argmax(-1)
 
 
-def _generate(lm: Any, mask: Tensor, cache: Any, next_logits: Tensor, stop_id: int, max_new_tokens: int) -> list[list[int]]:
+def _generate(lm: Any, mask: Tensor, cache: Any, next_logits: Tensor, stop_id: int, max_new_tokens: int, agree: Agree) -> list[list[int]]:
     """Greedy decoding of B rows at once; a row that has stopped runs along until all have, and is cut behind its stop token."""
     tokens: list[Tensor] = []
     stopped = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
@@ -179,7 +221,7 @@ def _generate(lm: Any, mask: Tensor, cache: Any, next_logits: Tensor, stop_id: i
         token = next_logits.argmax(-1)  # (B,)
         tokens.append(token)
         stopped |= token == stop_id
-        if len(tokens) == max_new_tokens or bool(stopped.all()):
+        if len(tokens) == max_new_tokens or agree(bool(stopped.all())):
             break
         mask = F.pad(mask, (0, 1), value=1)
         positions = mask.sum(-1, keepdim=True) - 1
@@ -190,7 +232,7 @@ def _generate(lm: Any, mask: Tensor, cache: Any, next_logits: Tensor, stop_id: i
 
 
 @torch.no_grad()
-def answer_as_published(lm: Any, prompt_ids: list[int], *, stop_id: int, pad_id: int, seed: int) -> list[int]:
+def answer_as_published(lm: Any, prompt_ids: list[int], *, stop_id: int, pad_id: int, seed: int, together: bool = False) -> list[int]:
     """What the published decoding generates behind one prompt: 3 beams with sampling, at most 1,024 tokens, prompt included.
 
     Args:
@@ -199,18 +241,19 @@ def answer_as_published(lm: Any, prompt_ids: list[int], *, stop_id: int, pad_id:
         stop_id: ends a beam.
         pad_id: fills beams that have ended.
         seed: of the sampling; the global random stream stays as it is.
+        together: whether other processes take each forward pass with this one, so that it runs along until all have ended.
     """
-    ids = torch.tensor([prompt_ids], device=lm.device)
     room = _PUBLISHED_DECODING["max_length"] - len(prompt_ids)
-    if room <= 0:
+    if room <= 0 and not together:
         return []
+    ids = torch.tensor([prompt_ids if room > 0 else prompt_ids[:1]], device=lm.device)
     # All settings are given: `generate` would fill gaps from files that came with the model.
     settings = GenerationConfig(**_PUBLISHED_DECODING, eos_token_id=stop_id, pad_token_id=pad_id)  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        out = lm.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        out = lm.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, synced_gpus=together)
     generated: list[int] = out[0, len(prompt_ids) :].tolist()
-    return generated
+    return generated if room > 0 else []
 
 
 # Temperature, beams, penalty and length are the published call's; top_p and top_k are what it left to Llama's own

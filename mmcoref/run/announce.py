@@ -49,7 +49,13 @@ def fit(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer, stor
 
 
 def fitted(trainer: pl.Trainer) -> None:
-    """Where a fit's checkpoint is, and what comes next."""
+    """Why a fit ended before its time, where its checkpoint is, and what comes next."""
+    stopping = trainer.early_stopping_callback
+    if stopping is not None and stopping.stopped_epoch:
+        log.info(
+            "stopped behind epoch %d: %s has not been above %.4f for %d epochs; the best epoch: --ckpt_path best",
+            stopping.stopped_epoch + 1, stopping.monitor, float(stopping.best_score), stopping.patience,
+        )  # fmt: skip
     last = Path(run_folder(trainer), "checkpoints", "last.ckpt")
     if last.exists():
         log.info("step %d, checkpoint: %s; next: mmcoref test --ckpt_path last", trainer.global_step, last)

@@ -15,16 +15,21 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
 from lightning.pytorch.callbacks import Checkpoint
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from mmcoref.data.module import MMCorefDataModule
-from mmcoref.data.tokenizer import TokenizerFiles, first_line
-from mmcoref.errors import Stopped, UserError, at_least
+from mmcoref.data.tokenizer import TokenizerFiles
+from mmcoref.errors import Stopped, UserError, at_least, first_line
 from mmcoref.model.module import MMCorefModule
 
 log = logging.getLogger(__name__)
 
 _CONFIG_KEY = "mmcoref_config"
+_WEIGHTS = "state_dict."  # what the names of a sharded run's weights begin with
 _VERSION = re.compile(r"version_(\d+)")
 _UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind of file); choose another with --ckpt_path"
 
@@ -34,7 +39,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own first fills a buffer as large as the checkpoint, then moves it from `$TMPDIR`, which on another
     file system is a plain copy: a full disk leaves half a file under the final name.
+
+    Args:
+        training: whether what is loaded goes on training, and needs the optimizer's state.
     """
+
+    def __init__(self, *, training: bool = True) -> None:
+        self.training = training
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Writes to a neighbouring file, syncs it, renames it.
@@ -53,17 +64,63 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as an enforce failure of its zip writer, which names no cause.
-            free = shutil.disk_usage(target.parent).free / 2**30
-            raise UserError(
-                f"{target}: the checkpoint could not be written ({first_line(error)}); {free:.1f} GiB are free there. "
-                "Earlier checkpoints are whole: make room, then go on with --ckpt_path last."
-            ) from error
+            raise cannot_write(target, first_line(error)) from error
         finally:
             temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Maps the file instead of reading it, so that processes on one machine share its pages and nobody reads what it skips."""
-        return _map(Path(path))
+        """Maps a file instead of reading it, so that processes on one machine share its pages and nobody reads what it skips.
+
+        The folder of a sharded run is put together in memory.
+        """
+        return _put_together(Path(path), training=self.training) if Path(path).is_dir() else _map(Path(path))
+
+
+def cannot_write(target: Path, reason: str) -> UserError:
+    """What to say of a checkpoint that could not be written."""
+    free = shutil.disk_usage(target.parent).free / 2**30
+    return UserError(
+        f"{target}: the checkpoint could not be written ({reason}); {free:.1f} GiB are free there. "
+        "Earlier checkpoints are whole: make room, then go on with --ckpt_path last."
+    )
+
+
+def _put_together(folder: Path, *, training: bool) -> dict[str, Any]:
+    """A sharded run's checkpoint as one process saves it; without the optimizer's state unless the training goes on."""
+    checkpoint = _map(_meta(folder))
+    try:
+        known = FileSystemReader(folder).read_metadata().state_dict_metadata
+        weights = {
+            name.removeprefix(_WEIGHTS): torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in known.items()
+            if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
+        }
+        load({_WEIGHTS[:-1]: weights}, storage_reader=FileSystemReader(folder), no_dist=True)
+        if training:
+            checkpoint["optimizer_states"] = _optimizer_states(folder)
+    except Exception as error:  # whatever torch makes of broken files
+        raise UserError(f"{folder}: {_UNREADABLE}. ({first_line(error)})") from None
+    return checkpoint | {"state_dict": weights}
+
+
+def _optimizer_states(folder: Path) -> list[dict[str, Any]]:
+    """Optimizer states by number of parameter, in the order of their groups, from states by name."""
+    stored: dict[str, Any] = _load_distributed_checkpoint(folder)
+    states: list[dict[str, Any]] = []
+    while (state := stored.get(f"optimizer_{len(states)}")) is not None:
+        number = {name: i for i, name in enumerate(name for group in state["param_groups"] for name in group["params"])}
+        groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
+        states.append({"state": {number[name]: values for name, values in state["state"].items()}, "param_groups": groups})
+    return states
+
+
+def _meta(folder: Path) -> Path:
+    """What a sharded run's checkpoint says besides tensors."""
+    if not (folder / ".metadata").is_file():  # written last, by the first process
+        raise UserError(
+            f"{folder}: expected a checkpoint, got a folder without one; name what is in it, such as {folder}/checkpoints/last.ckpt."
+        )
+    return folder / _METADATA_FILENAME
 
 
 def _map(path: Path, device: str = "cpu") -> dict[str, Any]:
@@ -86,6 +143,7 @@ class Stored:
         step: optimizer steps done.
         backbone: the model's config.
         tokenizer: its files.
+        base: fingerprint of the frozen weights, where the checkpoint holds adapters only.
     """
 
     path: Path
@@ -93,10 +151,11 @@ class Stored:
     step: int
     backbone: dict[str, Any]
     tokenizer: TokenizerFiles
+    base: str | None
 
     def restore(self, model: MMCorefModule, data: MMCorefDataModule) -> None:
         """Lets both rebuild what they were trained with, from this file alone."""
-        model.restore_backbone(self.backbone)
+        model.restore_backbone(self.backbone, self.base)
         data.restore_tokenizer(self.tokenizer)
 
     @property
@@ -113,9 +172,7 @@ def read_stored(path: str | Path) -> Stored:
         UserError: no such file, a broken one, or one that this package did not write.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: expected a checkpoint file, got a folder; name the file in it, such as {path}/checkpoints/last.ckpt.")
-    checkpoint = _map(path, "meta")
+    checkpoint = _map(_meta(path) if path.is_dir() else path, "meta")
     missing = [key for key in ("mmcoref_backbone", "mmcoref_tokenizer") if key not in checkpoint]
     if missing:
         raise UserError(f"{path}: expected a checkpoint that mmcoref wrote, but it has no {' and '.join(missing)}.")
@@ -123,12 +180,21 @@ def read_stored(path: str | Path) -> Stored:
         "model": dict(checkpoint.get("hyper_parameters", {})),
         "data": dict(checkpoint.get("datamodule_hyper_parameters", {})),
     }
-    return Stored(path, config, int(checkpoint["global_step"]), checkpoint["mmcoref_backbone"], checkpoint["mmcoref_tokenizer"])
+    return Stored(
+        path,
+        config,
+        int(checkpoint["global_step"]),
+        checkpoint["mmcoref_backbone"],
+        checkpoint["mmcoref_tokenizer"],
+        checkpoint.get("mmcoref_base"),
+    )
 
 
 def load_weights(module: MMCorefModule, path: Path) -> None:
     """Loads a checkpoint's weights into a module whose model has been built from it."""
-    module.load_state_dict(_map(path)["state_dict"])
+    checkpoint = AtomicCheckpointIO(training=False).load_checkpoint(path)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
 
 
 def find_last(root: Path, *, best: bool = False) -> Path | None:
@@ -140,7 +206,7 @@ def find_last(root: Path, *, best: bool = False) -> Path | None:
     """
     runs = [(int(found[1]), folder) for folder in root.glob("version_*") if (found := _VERSION.fullmatch(folder.name))]
     for _, folder in sorted(runs, reverse=True):
-        files = sorted(folder.glob(f"checkpoints/{'best' if best else '*'}.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        files = sorted(folder.glob(f"checkpoints/{'*best' if best else '*'}.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
         for file in files:
             try:
                 read_stored(file)
@@ -159,11 +225,13 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: optimizer steps between saves within an epoch; by default none.
+        patience: epochs without a better score on the validation part after which the fit ends; by default it runs to its end.
     """
 
-    def __init__(self, every_n_steps: int | None = None) -> None:
-        at_least(1, checkpoint__every_n_steps=every_n_steps)
+    def __init__(self, every_n_steps: int | None = None, patience: int | None = None) -> None:
+        at_least(1, checkpoint__every_n_steps=every_n_steps, checkpoint__patience=patience)
         self.every_n_steps = every_n_steps
+        self.patience = patience  # for an `EarlyStopping` that the command line sets up, as it knows what is measured
         self._step = 0
         self._signal = 0
         self._handlers: dict[int, Any] = {}
@@ -234,8 +302,13 @@ class StoredConfig(pl.Callback):
         self.config = config
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds them."""
-        checkpoint[_CONFIG_KEY] = self.config
+        """Adds them, with what the fit has decided itself."""
+        assert isinstance(pl_module, MMCorefModule)
+        decided = {
+            "model": {"gradient_checkpointing": pl_module.hparams["gradient_checkpointing"]},
+            "data": {"micro_batch_size": pl_module.data.hparams["micro_batch_size"]},
+        }
+        checkpoint[_CONFIG_KEY] = self.config | {section: self.config[section] | values for section, values in decided.items()}
 
 
 def run_folder(trainer: pl.Trainer) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -18,15 +20,21 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, PretrainedConfig
 
-from mmcoref.data.tokenizer import TINY_NAMES, first_line
-from mmcoref.errors import UserError
+from mmcoref.data.module import MMCorefDataModule
+from mmcoref.data.tokenizer import TINY_NAMES
+from mmcoref.errors import UserError, first_line
+from mmcoref.model.adapters import NOT_SHARDED, Adapters, layers_of
+from mmcoref.model.loading import lay_out
+from mmcoref.model.memory import Memory, Shape, shape_of, training_memory
+from mmcoref.model.module import MMCorefModule
+from mmcoref.model.windows import Cut, choose_cut
 
-# fp32 weights, gradients and AdamW's two moments: what data parallelism keeps of every parameter on every GPU.
-TRAINING_BYTES_PER_PARAMETER = 16
-CHECKPOINT_BYTES_PER_PARAMETER = 12  # the same without gradients
-INFERENCE_BYTES_PER_PARAMETER = 4
+log = logging.getLogger(__name__)
+
+# Shares of a device's memory: the arithmetic is right within a tenth.
+_REFUSED, _WARNED = 1.1, 0.9
 # Two files stand beside each other while one is written: the new one and the one that it replaces.
 _CHECKPOINTS_ON_DISK = 2
 
@@ -56,6 +64,14 @@ def check_devices(trainer: Mapping[str, Any], batch_size: int) -> None:
         f"the settings ask for {asked} GPUs and this machine has {there}: use {device} --trainer.accumulate_grad_batches {accumulate}, "
         f"which keeps {step} records an optimizer step."
     )
+
+
+def processes(trainer: Mapping[str, Any]) -> int:
+    """Processes of all machines that the settings ask for."""
+    here = _count(trainer.get("devices", "auto"))
+    if here is None:
+        here = max(1, torch.cuda.device_count()) if trainer.get("accelerator", "auto") != "cpu" else 1
+    return here * int(trainer.get("num_nodes") or 1)
 
 
 def _count(devices: Any) -> int | None:
@@ -116,52 +132,88 @@ def _check_hub(name: str) -> None:
         raise UserError(f"model.name {name}: {page} answered: {first_line(error)}") from None
 
 
-def parameter_count(config: Any) -> int:
-    """Parameters of a causal language model of this shape, tied ones counted once; nothing is allocated."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    return sum(parameter.numel() for parameter in model.parameters())
+def check_adapters(config: PretrainedConfig, model: Mapping[str, Any], trainer: Mapping[str, Any]) -> Shape:
+    """Whether the model has the layers that are to get adapters; its sizes. Nothing is allocated.
 
-
-def check_memory(parameters: int, *, training: bool) -> None:
-    """Whether each GPU holds the model under plain data parallelism.
+    Args:
+        config: of the model.
+        model: the model's settings.
+        trainer: the trainer's.
 
     Raises:
-        UserError: it does not; the sentence has the arithmetic.
+        UserError: it has not, or its frozen weights are to be cut over the processes.
     """
-    if not torch.cuda.is_available():
+    adapters = Adapters.of(model)
+    if adapters is not None:
+        if trainer["strategy"] == "sharded":
+            raise UserError(NOT_SHARDED)
+        layers_of(lay_out(config), adapters)
+    return shape_of(config, model["lora_rank"], model["lora_targets"])
+
+
+def checkpoint_bytes(shape: Shape, name: str) -> int:
+    """Bytes of a fit's checkpoint: weights and AdamW's two moments, in fp32; of adapters alone, where the frozen weights have a place."""
+    alone = shape.frozen and name not in TINY_NAMES
+    return 4 * (shape.trainable if alone else shape.parameters) + 8 * shape.trainable
+
+
+def check_memory(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer) -> None:
+    """Whether a device holds the fit that is to come, by the arithmetic of `mmcoref plan`; before any weights are loaded.
+
+    Raises:
+        UserError: it needs more than `_REFUSED` of what there is.
+    """
+    cut = choose_cut(model.shape_config(data), model.hparams, data, trainer)
+    if cut.capacity is None or not model.hparams["check_memory"]:
         return
-    bytes_each = TRAINING_BYTES_PER_PARAMETER if training else INFERENCE_BYTES_PER_PARAMETER
-    needed = parameters * bytes_each
-    smallest = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
-    if needed > smallest:
-        raise UserError(memory_sentence(parameters, bytes_each, smallest))
+    memory = training_memory(cut.shape, cut.step)
+    share = memory.total / cut.capacity
+    if share > _REFUSED:
+        raise UserError(memory_sentence(cut, memory))
+    if share > _WARNED:
+        log.warning(
+            "this fit needs about %.1f GB of the %.1f GB on each device (%.0f %%): it may run out of memory; "
+            "`mmcoref plan` shows what for", memory.total / 1e9, cut.capacity / 1e9, 100 * share,
+        )  # fmt: skip
 
 
-def memory_sentence(parameters: int, bytes_each: int, available: int) -> str:
-    """`8.03 B × 16 bytes = 128.5 GB …`, with the way out."""
+def memory_sentence(cut: Cut, memory: Memory) -> str:
+    """The two figures, such as `8.03 B parameters × 16 bytes = 128.5 GB` and what a device has, and the way out."""
+    assert cut.capacity is not None
+    shape, step = cut.shape, cut.step
+    static = memory.weights + memory.gradients + memory.optimizer
+    if shape.frozen:
+        how = f"{shape.parameters / 1e9:.2f} B parameters, {shape.trainable / 1e9:.3f} B of them trained, take {static / 1e9:.1f} GB"
+    else:
+        parts = step.processes if step.sharded else 1
+        each = f"{static * parts / shape.parameters:.0f} bytes" + (f" / {parts} processes" if step.sharded else "")
+        how = f"{shape.parameters / 1e9:.2f} B parameters × {each} = {static / 1e9:.1f} GB"
+    ways = ["--trainer.strategy sharded"] if step.processes > 1 and not step.sharded and not shape.frozen else []
+    ways += [] if shape.frozen else ["--config configs/lora.yaml"]
     return (
-        f"under ddp every GPU holds the whole model: {parameters / 1e9:.2f} B parameters × {bytes_each} bytes = "
-        f"{parameters * bytes_each / 1e9:.1f} GB before activations, and the smallest GPU here has {available / 1e9:.1f} GB: "
-        "use larger cards or a smaller model (configs/3b.yaml, configs/1b.yaml)."
+        f"{how} on every device, {memory.total / 1e9:.1f} GB with all else, and a device here has {cut.capacity / 1e9:.1f} GB: use "
+        f"{', '.join([*ways, 'more or larger devices'])} or a smaller model; `mmcoref plan` shows what fits, and "
+        "--model.check_memory false lets it run all the same."
     )
 
 
-def check_disk(folder: Path, parameters: int, *, training: bool, model: str) -> None:
+def check_disk(folder: Path, checkpoint: int, *, model: str) -> None:
     """Whether the disks hold what will be written: the download, where the cache has none, and the checkpoints.
+
+    Args:
+        folder: of the runs.
+        checkpoint: bytes of one; 0 where none is written.
+        model: its name.
 
     Raises:
         UserError: one does not.
     """
-    if training:
-        needed = parameters * CHECKPOINT_BYTES_PER_PARAMETER * _CHECKPOINTS_ON_DISK
-        free = _free(folder)
-        if needed > free:
-            raise UserError(
-                f"{folder}: checkpoints of {parameters / 1e9:.2f} B parameters need {needed / 1e9:.1f} GB "
-                f"({CHECKPOINT_BYTES_PER_PARAMETER} bytes a parameter, two files while one is replaced), and {free / 1e9:.1f} GB are free: "
-                "make room, or choose another disk with --trainer.default_root_dir."
-            )
+    needed, free = checkpoint * _CHECKPOINTS_ON_DISK, _free(folder)
+    if needed > free:
+        raise UserError(
+            f"{folder}: a checkpoint has {checkpoint / 1e9:.1f} GB, and two stand there while one is replaced: {needed / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB are free: make room, or choose another disk with --trainer.default_root_dir."
+        )
     if model in TINY_NAMES or Path(model).expanduser().is_dir():
         return
     needed, free = _download_bytes(model), _free(Path(constants.HF_HUB_CACHE))

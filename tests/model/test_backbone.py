@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmcoref.data.prompt import prompt_text
 from mmcoref.data.record import Record
 from mmcoref.data.tokenizer import train_tokenizer
 from mmcoref.errors import UserError
-from mmcoref.model.backbone import _WORD, TINY_WEIGHTS, build_backbone, load_backbone, save_backbone, tiny_config, transplant
+from mmcoref.model.backbone import _WORD, TINY_WEIGHTS, load_backbone, save_backbone, tiny_config, transplant
 
 
 def test_rows_follow_their_tokens_and_unknown_tokens_keep_their_own(
     tokenizer: PreTrainedTokenizerFast, dialogues: tuple[Record, ...], tmp_path: Path
 ) -> None:
     other = train_tokenizer([prompt_text(record) for record in dialogues[:2]], 330)  # other tokens under other ids
-    giver, taker = (build_backbone(tiny_config(one).to_dict()) for one in (tokenizer, other))
+    giver, taker = (AutoModelForCausalLM.from_config(tiny_config(one)) for one in (tokenizer, other))
     before = {name: weights.clone() for name, weights in taker.state_dict().items()}
     save_backbone(giver.state_dict(), tokenizer, tmp_path / "backbone.safetensors")
     transplant(taker, other, tmp_path / "backbone.safetensors")

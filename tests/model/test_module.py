@@ -15,9 +15,14 @@ from mmcoref.data.batch import TrainBatch
 from mmcoref.data.file import dump_records
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.record import Record
+from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
+from mmcoref.run.strategy import strategy_of
 
-SPLITS = [(1, 8), (2, 4), (4, 2), (8, 1)]  # batch size, accumulation: windows of 8 of the twelve records, so 8 and 4
+MICRO_BATCHES = [1, 2, 4, 8]  # records of a forward pass: windows of 8 of the twelve records, so 8 and 4
+
+
+_TRAINERS = ("precision", "gradient_clip_val", "limit_train_batches", "strategy", "devices")
 
 
 class Gradients(pl.Callback):
@@ -31,13 +36,23 @@ class Gradients(pl.Callback):
 
 
 def fit(
-    folder: Path, file: Path, batch_size: int, accumulate: int, *, epochs: int = 1, callbacks: Any = (), **settings: Any
+    folder: Path,
+    file: Path,
+    batch_size: int,
+    accumulate: int,
+    *,
+    micro_batch_size: int | None = None,
+    epochs: int = 1,
+    callbacks: Any = (),
+    **settings: Any,
 ) -> tuple[MMCorefModule, pl.Trainer]:
     pl.seed_everything(3, verbose=False)
-    trainer_settings = {key: settings.pop(key) for key in ("precision", "gradient_clip_val") if key in settings}
+    trainer_settings = {key: settings.pop(key) for key in _TRAINERS if key in settings}
     recipe = settings.pop("recipe", "mmcoref")
     module = MMCorefModule(name=str(folder), **({"lr": 1e-3, "warmup_steps": 2} | settings))
-    data = MMCorefDataModule(path=str(file), tokenizer=str(folder), batch_size=batch_size, recipe=recipe, max_tokens=200)
+    data = MMCorefDataModule(
+        path=str(file), tokenizer=str(folder), batch_size=batch_size, micro_batch_size=micro_batch_size, recipe=recipe, max_tokens=200
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -80,13 +95,16 @@ def relative_error(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate"), SPLITS)
+@pytest.mark.parametrize("packed", [True, False], ids=["one row", "padded"])
+@pytest.mark.parametrize("records", MICRO_BATCHES)
 def test_every_split_of_a_window_gives_the_gradient_of_the_mean_over_its_answer_tokens(
-    llama_folder: Path, fifteen: Path, batch_size: int, accumulate: int
+    llama_folder: Path, fifteen: Path, records: int, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mmcoref.model.windows.can_pack", lambda *_: packed)
     seen = Gradients()
-    module, trainer = fit(llama_folder, fifteen, batch_size, accumulate, callbacks=[seen], lr=0.0, weight_decay=0.0)
+    module, trainer = fit(llama_folder, fifteen, 2, 4, micro_batch_size=records, callbacks=[seen], lr=0.0, weight_decay=0.0)
     data = module.data
+    assert (data.rows, trainer.accumulate_grad_batches, data.packed) == (records, 8 // records, packed)
     assert len(seen.steps) == trainer.global_step == 2
     sampler = data.train_dataloader().sampler
     slots = [slot for slot in sampler if slot.valid]  # one process: all of them, window by window
@@ -97,10 +115,9 @@ def test_every_split_of_a_window_gives_the_gradient_of_the_mean_over_its_answer_
 
 
 def test_every_split_of_a_window_gives_the_same_weights_in_float64(llama_folder: Path, fifteen: Path) -> None:
-    states = [
-        fit(llama_folder, fifteen, *split, epochs=3, precision="64-true", gradient_clip_val=1.0)[0].backbone.state_dict()
-        for split in SPLITS
-    ]
+    settings: dict[str, Any] = {"epochs": 3, "precision": "64-true", "gradient_clip_val": 1.0}
+    fits = [fit(llama_folder, fifteen, 2, 4, micro_batch_size=records, **settings) for records in MICRO_BATCHES]
+    states = [module.backbone.state_dict() for module, _ in fits]
     before = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float64).state_dict()
     for name, weights in states[0].items():
         assert weights.dtype == torch.float64
@@ -109,15 +126,51 @@ def test_every_split_of_a_window_gives_the_same_weights_in_float64(llama_folder:
             assert (weights - other[name]).abs().max() < 1e-9
 
 
-def test_the_head_sees_answer_positions_only(llama_folder: Path, fifteen: Path) -> None:
-    rows: list[int] = []
+def test_checkpointed_blocks_give_the_same_gradients(llama_folder: Path, fifteen: Path) -> None:
+    plain, twice = Gradients(), Gradients()
+    fit(llama_folder, fifteen, 2, 4, callbacks=[plain], lr=0.0)
+    passes: list[int] = []
 
     class Watch(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            pl_module.lm.lm_head.register_forward_hook(lambda _, args, out: rows.append(out[..., 0].numel()))  # type: ignore[operator,union-attr]
+            pl_module.lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(0))  # type: ignore[operator,union-attr]
+            pl_module.lm.model.layers[-1].mlp.register_forward_pre_hook(lambda *_: passes.append(1))  # type: ignore[operator,union-attr]
+
+    fit(llama_folder, fifteen, 2, 4, callbacks=[twice, Watch()], lr=0.0, gradient_checkpointing=True)
+    assert passes.count(0) == 2 * passes.count(1) > 0  # the last block is not computed twice
+    for ours, theirs in zip(twice.steps, plain.steps, strict=True):
+        assert relative_error(ours, theirs) < 1e-6
+
+
+def test_a_split_that_does_not_divide_the_window_is_refused(llama_folder: Path, fifteen: Path) -> None:
+    with pytest.raises(UserError, match="expected a divisor of the 8 records"):
+        fit(llama_folder, fifteen, 2, 4, micro_batch_size=3)
+
+
+def test_the_split_stays_as_given_where_settings_count_micro_batches(llama_folder: Path, fifteen: Path) -> None:
+    module, trainer = fit(llama_folder, fifteen, 2, 4, limit_train_batches=4)
+    assert (module.data.rows, trainer.accumulate_grad_batches, trainer.global_step) == (2, 4, 1)
+
+
+def test_no_token_is_computed_that_need_not_be(llama_folder: Path, fifteen: Path) -> None:
+    """Blocks see each record's tokens and no padding; behind the last attention, answer positions only."""
+    seen: dict[str, int] = {"embedding": 0, "first": 0, "last": 0, "head": 0}
+
+    class Watch(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            lm: Any = pl_module.lm
+            parts = {"embedding": lm.model.embed_tokens, "first": lm.model.layers[0].mlp, "last": lm.model.layers[-1].mlp.down_proj}
+            for name, part in (parts | {"head": lm.lm_head}).items():
+
+                def count(_: Any, __: Any, out: torch.Tensor, name: str = name) -> None:
+                    seen[name] += out[..., 0].numel()
+
+                part.register_forward_hook(count)
 
     module, _ = fit(llama_folder, fifteen, 4, 2, callbacks=[Watch()])
-    assert sum(rows) == sum(len(example.answer_ids) for example in module.data.train)
+    train = module.data.train
+    assert seen["embedding"] == seen["first"] == sum(example.trained_tokens for example in train)
+    assert seen["last"] == seen["head"] == sum(len(example.answer_ids) for example in train)
 
 
 def test_weights_are_trained_in_float32_and_train_mode(llama_folder: Path, fifteen: Path) -> None:
@@ -154,7 +207,7 @@ def test_a_logged_loss_is_the_mean_over_the_window_and_the_norm_is_the_one_befor
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
 
-    module, _ = fit(llama_folder, fifteen, 2, 4, callbacks=[seen, Watch()], lr=0.0, gradient_clip_val=0.01)
+    module, _ = fit(llama_folder, fifteen, 2, 4, micro_batch_size=2, callbacks=[seen, Watch()], lr=0.0, gradient_clip_val=0.01)
     first = logged[3]
     slots = [slot for slot in module.data.train_dataloader().sampler if slot.valid][:8]
     lm = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32)
@@ -205,3 +258,22 @@ def test_as_published_a_step_is_the_mean_of_its_micro_batches_means(llama_folder
     assert batches.losses[0] == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, parameter in lm.named_parameters():
         assert torch.allclose(gradients.steps[0][f"lm.{name}"], parameter.grad, rtol=1e-4, atol=1e-7), name
+
+
+def test_under_data_parallelism_gradients_have_no_memory_beside_the_buckets(llama_folder: Path, fifteen: Path) -> None:
+    storages: list[int] = []
+
+    class Watch(pl.Callback):
+        def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            grads = [p.grad for p in pl_module.parameters()]
+            assert all(grad is not None for grad in grads)
+            storages.append(len({grad.untyped_storage().data_ptr() for grad in grads if grad is not None}))
+
+    module, trainer = fit(
+        llama_folder, fifteen, 2, 4, micro_batch_size=2, epochs=2, callbacks=[Watch()], strategy=strategy_of("ddp", 2), devices=1
+    )
+    assert trainer.global_step == 4
+    assert len(storages) == 12
+    # In the first step DDP has yet to lay them there; then the passes that are not sent are added there, too.
+    assert set(storages[4:]) == {1}  # they fit one bucket
+    assert len(list(module.parameters())) > 20

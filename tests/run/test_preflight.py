@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -13,10 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from transformers import AutoConfig, LlamaConfig
 
+from mmcoref.data.encode import Example
+from mmcoref.data.module import MMCorefDataModule
 from mmcoref.errors import UserError
+from mmcoref.model.memory import Memory, shape_of
+from mmcoref.model.module import MMCorefModule
 from mmcoref.run import preflight
+from tests.conftest import dialogue
 
 
 class Hub:
@@ -131,39 +138,105 @@ LLAMA_3_1_8B: dict[str, Any] = {
 }
 
 
-def test_8b_is_counted_without_being_allocated_and_refused_on_80_gb(monkeypatch: pytest.MonkeyPatch) -> None:
-    parameters = preflight.parameter_count(LlamaConfig(**LLAMA_3_1_8B))
-    assert parameters == 8_030_261_248
+def fit_of_8b(strategy: str, processes: int, **settings: Any) -> tuple[MMCorefModule, MMCorefDataModule, Any]:
+    """What `check_memory` looks at, of 8B on so many GPUs; nothing is loaded."""
+    module = MMCorefModule(name="somewhere/8b", **settings)
+    module.restore_backbone(LlamaConfig(**LLAMA_3_1_8B).to_dict())
+    data = MMCorefDataModule(tokenizer="somewhere/8b")
+    example = Example(0, dialogue(0), tuple(range(300)), ((1,) * 16,) * 4)
+    data.train = [example] * 16
 
+    class Sharded(ModelParallelStrategy):
+        root_device = torch.device("cuda", 0)
+
+    class Whole:
+        root_device = torch.device("cuda", 0)
+
+    class Trainer:
+        accumulate_grad_batches, num_devices, precision = 4, processes, "16-mixed"
+        limit_train_batches, val_check_interval, world_size = 1.0, 1.0, processes
+
+    trainer = Trainer()
+    trainer.strategy = Sharded() if strategy == "sharded" else Whole()  # type: ignore[attr-defined]
+    return module, data, trainer
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Card:
         total_memory = 80_000_000_000
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
-    with pytest.raises(
-        UserError, match=r"8\.03 B parameters × 16 bytes = 128\.5 GB before activations, and the smallest GPU here has 80\.0 GB"
-    ):
-        preflight.check_memory(parameters, training=True)
-    preflight.check_memory(parameters, training=False)  # 32.1 GB: testing it fits
-    Card.total_memory = 141_000_000_000
-    preflight.check_memory(parameters, training=True)
+    return Card
+
+
+def test_8b_is_refused_on_80_gb_under_ddp_and_held_sharded(gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UserError) as raised:
+        preflight.check_memory(*fit_of_8b("ddp", 8))
+    said = str(raised.value)
+    assert said.startswith("8.03 B parameters × 16 bytes = 128.5 GB on every device, ")
+    assert "a device here has 80.0 GB: use --trainer.strategy sharded, --config configs/lora.yaml, more or larger devices" in said
+    preflight.check_memory(*fit_of_8b("ddp", 8, check_memory=False))
+    preflight.check_memory(*fit_of_8b("sharded", 8))
+    preflight.check_memory(*fit_of_8b("ddp", 8, lora_rank=16))
+    assert not caplog.records
+    gpu.total_memory = 16_000_000_000
+    with pytest.raises(UserError, match=r"8\.03 B parameters × 16 bytes / 8 processes = 16\.1 GB on every device"):
+        preflight.check_memory(*fit_of_8b("sharded", 8))
+    with pytest.raises(UserError, match=r"8\.07 B parameters, 0\.042 B of them trained, take 1\d\.\d GB on every device"):
+        preflight.check_memory(*fit_of_8b("ddp", 8, lora_rank=16))
+
+
+@pytest.mark.parametrize(
+    ("share", "warned", "refused"), [(0.89, False, False), (0.91, True, False), (1.09, True, False), (1.11, True, True)]
+)
+def test_from_90_percent_it_warns_and_above_110_it_refuses(
+    gpu: Any, share: float, warned: bool, refused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mmcoref"), "propagate", True)
+    memory = Memory(weights=int(share * gpu.total_memory))
+    monkeypatch.setattr(preflight, "training_memory", lambda *_: memory)
+    if refused:
+        with pytest.raises(UserError):
+            preflight.check_memory(*fit_of_8b("ddp", 8))
+        return
+    preflight.check_memory(*fit_of_8b("ddp", 8))
+    assert bool(caplog.records) is warned
+    if warned:
+        assert f"({100 * share:.0f} %)" in caplog.text
 
 
 def test_a_disk_too_small_for_two_checkpoints_is_named(monkeypatch: pytest.MonkeyPatch, llama_folder: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(preflight, "_free", lambda _: 29_000_000_000)
     folder, mine = tmp_path / "lightning_logs", str(llama_folder)
-    with pytest.raises(UserError, match=r"checkpoints of 1\.24 B parameters need 29\.7 GB .* and 29\.0 GB are free: make room"):
-        preflight.check_disk(folder, 1_235_814_400, training=True, model=mine)
-    preflight.check_disk(folder, 1_200_000_000, training=True, model=mine)
-    preflight.check_disk(folder, 1_235_814_400, training=False, model=mine)
+    with pytest.raises(UserError, match=r"a checkpoint has 14\.8 GB, .* 29\.7 GB, and 29\.0 GB are free: make room"):
+        preflight.check_disk(folder, 12 * 1_235_814_400, model=mine)
+    preflight.check_disk(folder, 12 * 1_200_000_000, model=mine)
+    preflight.check_disk(folder, 0, model=mine)
+
+
+def test_a_checkpoint_has_12_bytes_of_what_is_trained_and_adapters_stand_alone() -> None:
+    config = LlamaConfig(**LLAMA_3_1_8B)
+    assert preflight.checkpoint_bytes(shape_of(config), "someone/8b") == 12 * 8_030_261_248
+    adapters = shape_of(config, 16)
+    assert preflight.checkpoint_bytes(adapters, "someone/8b") == 12 * 41_943_040
+    assert preflight.checkpoint_bytes(adapters, "tiny") == 4 * (8_030_261_248 + 41_943_040) + 8 * 41_943_040
+
+
+def test_adapters_are_looked_at_before_anything_is_loaded(llama_folder: Path) -> None:
+    config = AutoConfig.from_pretrained(llama_folder)
+    lora = {"lora_rank": 2, "lora_alpha": 4.0, "lora_dropout": 0.0, "lora_targets": ["q_proj", "query"]}
+    with pytest.raises(UserError, match="no linear layer 'query'"):
+        preflight.check_adapters(config, lora, {"strategy": "ddp"})
+    with pytest.raises(UserError, match=r"use --trainer\.strategy ddp"):
+        preflight.check_adapters(config, lora | {"lora_targets": None}, {"strategy": "sharded"})
 
 
 def test_a_disk_too_small_for_the_download_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(preflight, "_free", lambda _: 10_000_000_000)
     monkeypatch.setattr(preflight, "_download_bytes", lambda _: 16_000_000_000)
     with pytest.raises(UserError, match=r"its files are 16\.0 GB and .* has 10\.0 GB free"):
-        preflight.check_disk(tmp_path, 1, training=False, model="meta-llama/Llama-3.1-8B")
+        preflight.check_disk(tmp_path, 0, model="meta-llama/Llama-3.1-8B")
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, llama_folder: Path) -> None:

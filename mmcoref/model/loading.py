@@ -1,0 +1,137 @@
+"""Weights: from their files to where they are used, one tensor at a time.
+
+A model is laid out on the meta device, which takes no memory, given its place (a device, or a part of it on each of several),
+and filled from the files. No process ever holds a second copy of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from mmcoref.errors import UserError, first_line
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SAMPLED = 16  # numbers of each tensor that a fingerprint looks at
+
+
+def lay_out(config: PretrainedConfig) -> PreTrainedModel:
+    """A model in fp32 and train mode, on the meta device.
+
+    fp32 because mixed precision would train bf16 master weights where the files, like Llama's, are bf16. Train mode because
+    transformers hands models out in eval mode and Lightning leaves them so, which turns gradient checkpointing and dropout off.
+    """
+    with torch.device("meta"):
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    lm.train()
+    return lm
+
+
+def give_memory(lm: PreTrainedModel, device: torch.device) -> None:
+    """Puts a model of the meta device, sharded or not, onto a device. Its weights have no values yet."""
+    lm.to_empty(device=device)
+    lm.tie_weights()
+    for module in lm.modules():
+        if module._non_persistent_buffers_set:  # rotary frequencies and the like are in no file: the model computes them
+            lm._init_weights(module)  # type: ignore[no-untyped-call]
+
+
+def checkpoint_blocks(lm: PreTrainedModel) -> None:
+    """Has a model's blocks computed a second time in the backward pass instead of kept (gradient checkpointing)."""
+    enable = getattr(lm, "activation_checkpointing_enable", lm.gradient_checkpointing_enable)  # its name since transformers 5.23
+    enable({"use_reentrant": False})
+    blocks: Any = lm.base_model.layers
+    blocks[-1].gradient_checkpointing = False  # it keeps little, as its MLP sees answer positions only: see `forward_at`
+
+
+@torch.no_grad()
+def fill(lm: PreTrainedModel, folder: Path) -> None:
+    """Copies a folder's weights into a model, each process its own part of them.
+
+    Raises:
+        UserError: the folder holds no causal language model, or one of another shape.
+    """
+    wanted = {**dict(lm.named_parameters()), **{name: buffer for name, buffer in lm.named_buffers() if name in lm.state_dict()}}
+    with ExitStack() as opened:
+        stored = _open(folder, opened)
+        if not wanted.keys() <= stored.keys():
+            # Other names than the model's: transformers renames or joins tensors of some models while it loads them.
+            return _copy(wanted, _converted(folder), folder)
+        for name, target in wanted.items():
+            part = stored[name](name)
+            if list(part.get_shape()) != list(target.shape):
+                raise _mismatch(folder, name, part.get_shape(), target.shape)
+            _write(target, part)
+
+
+def _open(folder: Path, opened: ExitStack) -> dict[str, Callable[[str], Any]]:
+    """For each tensor of a folder's files what gives a slice of it; nothing is read yet."""
+    files = sorted({*json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()}) if (folder / _INDEX).is_file() else [_SINGLE]
+    found: dict[str, Callable[[str], Any]] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            if len(files) == 1:
+                return {}  # no safetensors: whatever else is there is transformers' business
+            raise UserError(f"{folder}: {file} is missing, which {_INDEX} names: complete the copy.")
+        try:
+            shard = opened.enter_context(safe_open(folder / file, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{folder / file}: not a whole safetensors file ({first_line(error)}): copy or download it again.") from None
+        found |= dict.fromkeys(shard.keys(), shard.get_slice)
+    return found
+
+
+def _converted(folder: Path) -> dict[str, Tensor]:
+    """A folder's weights as transformers loads them: a whole copy in the memory of each process."""
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"model.name {str(folder)!r}: cannot be loaded as a causal language model: {first_line(error)}") from None
+    return dict(lm.state_dict())
+
+
+def _copy(wanted: dict[str, Tensor], weights: dict[str, Tensor], folder: Path) -> None:
+    for name, target in wanted.items():
+        if weights[name].shape != target.shape:
+            raise _mismatch(folder, name, weights[name].shape, target.shape)
+        _write(target, weights[name])
+
+
+def _write(target: Tensor, source: Any) -> None:
+    """Fills a parameter, or this process's rows of it, from a tensor or a file's slice, which are read by indexing."""
+    if not isinstance(target, DTensor):
+        target.copy_(source[:])
+        return
+    shape, offset = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+    if all(shape):
+        target.to_local().copy_(source[offset[0] : offset[0] + shape[0]])
+
+
+def _mismatch(folder: Path, name: str, found: Any, expected: Any) -> UserError:
+    return UserError(f"{folder}: {name} has the shape {list(found)} and its config.json asks for {list(expected)}: they are of two models.")
+
+
+def fingerprint(folder: Path) -> str:
+    """A hex digest of a folder's weights: names, shapes and some numbers of each tensor, read in a second however large they are."""
+    digest = hashlib.sha256()
+    with ExitStack() as opened:
+        for name, values in _sampled(_open(folder, opened)):
+            digest.update(f"{name} {values.shape}".encode())
+            digest.update(values.flatten()[:_SAMPLED].float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sampled(stored: dict[str, Callable[[str], Any]]) -> Iterator[tuple[str, Tensor]]:
+    for name in sorted(stored):
+        yield name, stored[name](name)[:1]

@@ -1,0 +1,89 @@
+"""The strategies that this program adds to, or sets up otherwise than, Lightning's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+from torch.distributed.checkpoint.api import CheckpointException
+
+from mmcoref.errors import UserError, first_line
+from mmcoref.run.checkpoint import cannot_write
+
+SHARDED = "sharded"
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Weights, gradients and optimizer state cut over all processes (FSDP2), each of which sees records of its own.
+
+    Lightning's strategy would cut nothing by default, and hand all processes the same records. Its checkpoints, folders with
+    a file of each process, here are whole under their final name or not there.
+    """
+
+    def setup_environment(self) -> None:
+        """Lets all processes be one data-parallel group."""
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Known before the processes have met, as in data parallelism: the fit's first line says how many there are."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Writes a neighbouring folder, and renames it when all processes are done.
+
+        Raises:
+            UserError: a disk is full or cannot be written; what was there before stays.
+        """
+        target = Path(self.broadcast(str(filepath)))
+        temporary = target.with_name(f".{target.name}.tmp")
+        if self.is_global_zero:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.barrier()
+        try:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+        except (CheckpointException, OSError) as error:
+            raise cannot_write(target, first_line(error)) from error
+        self.barrier()
+        if self.is_global_zero:
+            _replace(target, temporary)
+        self.barrier()
+
+
+def _replace(target: Path, new: Path) -> None:
+    """A folder cannot take another's place in one step: until it has, the old one is kept under a name that is found, too."""
+    previous = target.with_name(f"previous-{target.name}")
+    if target.exists():
+        _remove(previous)
+        os.rename(target, previous)
+    os.rename(new, target)
+    _remove(previous)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def strategy_of(name: Any, processes: int) -> Strategy | Any:
+    """What a trainer is given for a strategy's name.
+
+    Raises:
+        UserError: one that this program cannot train with.
+    """
+    if isinstance(name, str) and name.startswith(("fsdp", "deepspeed")):
+        raise UserError(f"trainer.strategy: expected auto, ddp or sharded, got {name}; sharded cuts the model as FSDP does.")
+    if name == SHARDED:
+        return ShardedStrategy()
+    if name == "ddp" or (name == "auto" and processes > 1):
+        return DDPStrategy(gradient_as_bucket_view=True)  # or the buckets would be another copy of the gradients
+    return name
+
+
+StrategyRegistry.register(SHARDED, ShardedStrategy, description=(ShardedStrategy.__doc__ or "").split("\n")[0])

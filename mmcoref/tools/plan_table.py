@@ -1,0 +1,229 @@
+"""A plan as tables on a terminal, its verdict, and what would fit instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import LlamaConfig
+
+from mmcoref.data.sampler import batches_per_epoch
+from mmcoref.errors import UserError
+from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, Memory, training_flops
+from mmcoref.run import preflight
+from mmcoref.tools.plan import Need, Plan, is_sharded, need_of
+
+UTILISATION = 0.4  # of the peak: what well-tuned training of such models reaches, with enough work in each pass
+# An H100 SXM's operations a second, by its data sheet, without sparsity. PyTorch computes fp32 without tensor cores unless told.
+_PEAK, _PEAK_OF = 989e12, {"32-true": 67e12, "64-true": 67e12}
+_HOST_BYTES_PER_PROCESS = 3 * 10**9  # of Python, PyTorch and CUDA's libraries: assumed
+_LORA_RANK = 16  # of configs/lora.yaml
+_NAMES = (
+    "weights",
+    "gradients",
+    "DDP buckets",
+    "optimizer state",
+    "half-precision copies",
+    "gathered weights",
+    "activations",
+    "logits",
+    "temporaries",
+)
+_NODE = 8  # GPUs of a machine, as they are sold
+
+Change = tuple[str, dict[str, dict[str, Any]]]  # options of the command line, and what they set
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Prints the plan; the user's own text is printed as it is, never read as markup."""
+    console.print(_memory(plan))
+    console.print(_run(plan))
+    device = "process" if plan.machine.cpu else "GPU"
+    sources = f"Memory of a {device}: {plan.machine.source}. Lengths: {plan.lengths.source}. {plan.machine.note}"
+    for line in (sources, verdict(plan)):
+        console.print(Text(line.strip()), soft_wrap=True)
+
+
+def verdict(plan: Plan) -> str:
+    """`fits: …`, or `does not fit: …, try …`, where what is to be tried fits by the same arithmetic."""
+    need = plan.need
+    size = _gb(need.peak, places=_places(plan))
+    said = f"{size} of {_gb(need.capacity)} GB ({need.peak / need.capacity:.0%}, of which plan uses up to {FULL:.0%})"
+    if need.fits:
+        return f"fits: {said}."
+    for options, other in ways_out(plan):
+        checkpointing = " with gradient checkpointing" if other.step.checkpointing else ""
+        return f"does not fit: {said}; try {options} ({_gb(other.peak)} GB{checkpointing})."
+    return f"does not fit: {said}; try devices of {_gb(int(need.peak / FULL) + 10**8)} GB, as nothing else that plan knows of fits."
+
+
+def ways_out(plan: Plan) -> Iterator[tuple[str, Need]]:
+    """(options, what they take) of settings that fit, those nearest to the given ones first."""
+    for options, change in _changes(plan):
+        changed = plan.settings | {section: plan.settings[section] | values for section, values in change.items()}
+        name, trainer = changed["model"]["name"], changed["trainer"]
+        config = plan.config if name == plan.settings["model"]["name"] else LlamaConfig(**PUBLISHED_SHAPES[name])
+        machine = replace(plan.machine, processes=preflight.processes(trainer), nodes=int(trainer.get("num_nodes") or 1))
+        if (need := need_of(changed, config, plan.lengths, machine)).fits:
+            yield options, need
+
+
+def _changes(plan: Plan) -> Iterator[Change]:
+    model, data, trainer = (plan.settings[section] for section in ("model", "data", "trainer"))
+    whole, adapters, processes = not is_sharded(trainer), bool(model.get("lora_rank")), plan.machine.processes
+    if model.get("gradient_checkpointing") is False:
+        yield "--model.gradient_checkpointing true", {"model": {"gradient_checkpointing": True}}
+    if data.get("micro_batch_size"):
+        yield "--data.micro_batch_size 1", {"data": {"micro_batch_size": 1}}
+        yield (
+            "--data.micro_batch_size 1 --model.gradient_checkpointing true",
+            {"data": {"micro_batch_size": 1}, "model": {"gradient_checkpointing": True}},
+        )
+    rows = data.get("eval_batch_size") or 16
+    for fewer in (rows // 2, rows // 4, 1):
+        if 0 < fewer < rows:
+            yield f"--data.eval_batch_size {fewer}", {"data": {"eval_batch_size": fewer}}
+    if whole and not adapters and processes > 1:
+        yield "--trainer.strategy sharded", {"trainer": {"strategy": "sharded"}}
+    if not adapters:
+        yield "--config configs/lora.yaml", {"model": {"lora_rank": _LORA_RANK}, "trainer": {"strategy": "ddp"}}
+    for nodes in (1, 2, 4, 8) if not adapters and not plan.machine.cpu else ():
+        records = data["batch_size"] * (trainer.get("accumulate_grad_batches") or 1) * processes  # of an optimizer step, which stay
+        accumulate, rest = divmod(records, _NODE * nodes * data["batch_size"])
+        if _NODE * nodes > processes and not rest:
+            more = {"strategy": "sharded", "devices": _NODE, "num_nodes": nodes, "accumulate_grad_batches": accumulate}
+            yield " ".join(f"--trainer.{key} {value}" for key, value in more.items()), {"trainer": more}
+    if model["name"] in PUBLISHED_SHAPES and data.get("prompt") != "chat":  # the smaller ones have no chat template
+        names = list(PUBLISHED_SHAPES)
+        yield from ((f"--model.name {name}", {"model": {"name": name}}) for name in reversed(names[: names.index(model["name"])]))
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def _memory(plan: Plan) -> Table:
+    need, machine = plan.need, plan.machine
+    how = "sharded" if is_sharded(plan.settings["trainer"]) else "ddp" if machine.processes > 1 else "alone"
+    device = ("process", "processes") if machine.cpu else ("GPU", "GPUs")
+    of = f"each of {machine.processes} {device[1]}" if machine.processes > 1 else f"one {device[0]}"
+    title = f"{plan.settings['model']['name']}: memory of {of} at its peak, {how}, {need.step.precision}"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("training", overflow="fold")
+    table.add_column("GB", justify="right")
+    table.add_column(f"of {_gb(need.capacity)} GB", justify="right")
+    about, places = _about(plan), _places(plan)
+
+    def add(name: str, size: int, *, last: bool = False) -> None:
+        table.add_row(Text(name), _gb(size, places=places), f"{size / need.capacity:.1%}", end_section=last)
+
+    for name, field, size in zip(_NAMES, Memory._fields, need.training, strict=True):
+        add(name + about.get(field, ""), size, last=field == Memory._fields[-1])
+    add("total", need.training.total)
+    rows = plan.settings["data"].get("eval_batch_size") or 16
+    add(f"total between epochs ({_records(rows)} validated at a time)", need.validation.total)
+    return table
+
+
+def _places(plan: Plan) -> int:
+    """Digits behind the point of what a device takes: more for a model that takes little."""
+    return 1 if plan.need.peak > 10**9 else 3
+
+
+def _about(plan: Plan) -> dict[str, str]:
+    """What entries were reckoned for."""
+    step, shape, estimated = plan.need.step, plan.need.shape, ", estimated" if plan.lengths.estimated else ""
+    return {
+        "weights": f" ({shape.parameters:,} parameters)",
+        "gradients": f" ({shape.trainable:,} trained)",
+        "optimizer": " (AdamW, fused: no temporaries)",
+        "activations": f" ({_records(step.records)}, {step.tokens:,} tokens{estimated})",
+        "logits": f" ({step.targets:,} answer tokens{estimated})",
+    }
+
+
+def _run(plan: Plan) -> Table:
+    step, machine, trained, estimated = plan.need.step, plan.machine, plan.lengths.trained, " (estimated)" if plan.lengths.estimated else ""
+    window = step.records * step.micro_batches
+    steps, flops = run_length(plan)
+    table = Table(title="Run", title_justify="left", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    table.add_row("train records", f"{len(trained):,}, of {sum(trained) / len(trained):.0f} tokens, at most {max(trained):,}{estimated}")
+    table.add_row("optimizer step", f"{_records(window * machine.processes)}, {window:,} a process")
+    together = "in one row" if plan.need.packed else "padded to one length"
+    table.add_row("micro-batches", f"{step.micro_batches:,} of {_records(step.records)} {together}")
+    table.add_row("gradient checkpointing", "yes" if step.checkpointing else "no")
+    table.add_row("optimizer steps", f"{steps:,}")
+    table.add_row("training", f"{flops:.2e} FLOPs{estimated}; {_time(plan, flops)}")
+    table.add_row(
+        "memory of each machine", f"{_gb(host_memory(plan))} GB ({_gb(_HOST_BYTES_PER_PROCESS)} GB a process for libraries, assumed)"
+    )
+    table.add_row("disk for checkpoints", f"{_gb(disk(plan), places=_places(plan))} GB, with the one that replaces another")
+    return table
+
+
+def _time(plan: Plan, flops: float) -> str:
+    if plan.machine.cpu:
+        return "hours are not estimated for processors"
+    peak = _PEAK_OF.get(plan.need.step.precision, _PEAK)
+    hours = flops / (plan.machine.processes * peak * UTILISATION) / 3600
+    return f"{hours:.2g} hours at {UTILISATION:.2f} of an H100's {peak / 1e12:.0f} TFLOP/s, assumed, without validation"
+
+
+# ---------------------------------------------------------------------- the run
+
+
+def run_length(plan: Plan) -> tuple[int, float]:
+    """(optimizer steps of the fit, their floating-point operations).
+
+    Raises:
+        UserError: the run has no end, or too few records for a step of the published recipe.
+    """
+    trainer, step, lengths = plan.settings["trainer"], plan.need.step, plan.lengths
+    epoch = batches_per_epoch(
+        len(lengths.trained), batch_size=step.records, accumulate=step.micro_batches, num_replicas=plan.machine.processes,
+        whole_windows=plan.settings["data"].get("recipe") == "published",
+    )  # fmt: skip
+    if not epoch:
+        raise UserError(
+            f"data.recipe: published leaves out what does not fill an optimizer step, and {len(lengths.trained)} records fill none."
+        )
+    limit = trainer.get("limit_train_batches")
+    batches = epoch if limit is None else min(epoch, limit) if isinstance(limit, int) else int(epoch * limit)
+    ends = _ends(trainer, -(-batches // step.micro_batches))
+    if not ends:
+        raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: the learning rate needs an end to decay to.")
+    an_epoch = training_flops(plan.need.shape, lengths.trained, sum(lengths.answers), checkpointing=step.checkpointing)
+    return min(ends), an_epoch * min(ends) / -(-epoch // step.micro_batches)
+
+
+def _ends(trainer: Mapping[str, Any], per_epoch: int) -> list[int]:
+    """Optimizer steps at which something ends the run."""
+    steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+    ends = [-1 if steps is None else int(steps), -1 if epochs is None else int(epochs) * per_epoch]
+    return [end for end in ends if end >= 0]
+
+
+def disk(plan: Plan) -> int:
+    """Bytes of checkpoints: the last one, the best one where one is chosen, and one that is being written."""
+    files = 3 if plan.settings["data"].get("val_size") else 2
+    return files * preflight.checkpoint_bytes(plan.need.shape, plan.settings["model"]["name"])
+
+
+def host_memory(plan: Plan) -> int:
+    """Bytes of each machine's memory. Weights pass through it a matrix at a time, unless it is there that they are used."""
+    shape = plan.need.shape
+    each = _HOST_BYTES_PER_PROCESS + 4 * max(shape.head, shape.widest) + (plan.need.peak if plan.machine.cpu else 0)
+    return each * (plan.machine.processes // plan.machine.nodes)
+
+
+def _records(n: int) -> str:
+    return f"{n:,} record" + ("" if n == 1 else "s")
+
+
+def _gb(size: int, *, places: int = 1) -> str:
+    return f"{size / 1e9:,.{places}f}"
