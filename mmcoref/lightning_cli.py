@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
@@ -28,7 +26,9 @@ from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run import announce, preflight
 from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
+from mmcoref.run.choosing import choosing
 from mmcoref.run.progress import PlainProgress
+from mmcoref.run.quiet import quiet
 from mmcoref.run.record import RunRecord
 from mmcoref.run.strategy import strategy_of
 
@@ -198,26 +198,12 @@ class MMCorefCLI(LightningCLI):
             plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
         kwargs["plugins"] = plugins
         callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored), PlainProgress()]
-        kwargs["callbacks"] = callbacks + (self._choosing(settings) if self.subcommand == "fit" else [])
+        kwargs["callbacks"] = callbacks + (choosing(settings) if self.subcommand == "fit" else [])
         if trainer["logger"] is None or trainer["logger"] is True:
             kwargs["logger"] = self._logger(trainer["default_root_dir"] or ".")
         if self.stored is not None:
             self.stored.restore(self.model, self.datamodule)
         return super().instantiate_trainer(**kwargs)
-
-    @staticmethod
-    def _choosing(settings: dict[str, Any]) -> list[pl.Callback]:
-        """What keeps the best epoch of a fit, and ends it when none gets better."""
-        patience = settings["checkpoint"]["patience"]
-        if not settings["data"]["val_size"]:
-            if patience is not None:
-                raise UserError(
-                    "--checkpoint.patience: needs a validation part to choose by; hold one out with --data.val_size, such as 138."
-                )
-            return []
-        chosen_by = "val/object_accuracy" if settings["model"]["val_generate"] else "val/likelihood_accuracy"
-        best = ModelCheckpoint(monitor=chosen_by, mode="max", filename="best", enable_version_counter=False)
-        return [best, *([] if patience is None else [EarlyStopping(chosen_by, mode="max", patience=patience)])]
 
     def _logger(self, root: str) -> TensorBoardLogger:
         """The run's TensorBoard folder: a new one, or, to go on training, the one that the checkpoint lies in."""
@@ -275,7 +261,7 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         UserError: a mistake of the user's.
     """
-    _quiet()
+    quiet()
     try:
         with _told_in_one_sentence(argv[0]):
             MMCorefCLI(argv)
@@ -290,7 +276,7 @@ def fit_settings(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: a mistake of the user's.
     """
-    _quiet()
+    quiet()
     with _told_in_one_sentence("fit"):
         return _Settings(["fit", *argv])._plain("fit")
 
@@ -303,21 +289,6 @@ def _told_in_one_sentence(program: str) -> Iterator[None]:
         raise UserError(str(error)) from error
     except argparse.ArgumentError as error:
         raise UserError(f"{str(error).strip()} (mmcoref {program} --help lists the options)") from None
-
-
-def _quiet() -> None:
-    # Lightning's own information (which accelerators exist, what it restores) would stand before our first line.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",  # collating takes microseconds: workers only cost
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder
-        ".*It is recommended to use `self.log\\('.*sync_dist=True.*",  # our metrics are the same on every process already
-        ".*callbacks used to create the checkpoint need to be provided.*",  # a test keeps no best checkpoint
-        ".*torch.distributed is disabled, unavailable or uninitialized.*",  # one process reads what several wrote: that is meant
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 def _on_cpu(accelerator: Any) -> bool:

@@ -136,6 +136,31 @@ def test_a_validation_part_is_logged_under_its_own_name_and_chooses_the_best(arg
     assert main(["test", "--ckpt_path", "best", *CPU]) == 0
 
 
+def test_a_fit_ends_when_no_epoch_gets_better_and_says_which_was_the_best(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    still = ["--model.lr", "0", "--trainer.max_epochs", "20", "--data.val_size", "2", "--checkpoint.patience", "2"]  # no epoch changes anything
+    assert main(["fit", *arguments, *still]) == 0
+    said = capsys.readouterr().err
+    assert "stopped behind epoch 3: val/object_accuracy has not been above" in said
+    assert "for 2 epochs; the best epoch: --ckpt_path best" in said
+    folder = Path("lightning_logs/version_0/checkpoints")
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == 0
+    assert "hold one out with --data.val_size" in refused(capsys, "fit", *arguments, "--checkpoint.patience", "2")
+
+
+def test_the_split_of_a_window_is_kept_in_the_checkpoint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments, "--trainer.max_epochs", "1"]) == 0
+    assert "micro-batches of 4 records in one row, 1 a step on each process" in capsys.readouterr().err
+    stored = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)["mmcoref_config"]
+    assert stored["data"]["micro_batch_size"] == 4
+    assert stored["model"]["gradient_checkpointing"] is False
+    assert stored["trainer"]["accumulate_grad_batches"] == 2  # as the settings say: the window is theirs
+    assert main(["fit", "--ckpt_path", "lightning_logs/version_0", "--trainer.max_epochs", "2", "--data.micro_batch_size", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "data.micro_batch_size: 1 (given now) instead of 4 (checkpoint)" in said
+    assert "micro-batches of 1 record, 4 a step on each process" in said
+
+
 def test_sixteen_mixed_is_float16_with_loss_scaling_on_the_cpu_too(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     from mmcoref.model import module as module_file

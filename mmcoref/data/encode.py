@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from mmcoref.data.order import FILE_ORDER, Order, reorder
+from mmcoref.data.order import FILE_ORDER, Order, reorder, shuffled_order
 from mmcoref.data.prompt import PUBLISHED_HEADER, SOLUTION_HEADER, answer_text, question_text
 from mmcoref.data.record import LETTERS, Record
 from mmcoref.data.tokenizer import pad_token_id
@@ -173,6 +173,17 @@ class Encoder:
         texts = [self._answer_prefix + f"{letter}) {example.record.gold.body}." for example in examples for letter in LETTERS]
         lengths = [len(ids) + len(self._trained_stop) for ids in self._ids(texts, bos=False)] if texts else []
         return [tuple(lengths[start : start + len(LETTERS)]) for start in range(0, len(lengths), len(LETTERS))]
+
+    def shuffled(self, examples: Sequence[Example], seed: int) -> Callable[[int, int], tuple[Order, int]]:
+        """(epoch, place among the examples) -> the order of its options in this epoch, and its answer's tokens under its letter there."""
+        lengths = self.answer_lengths(examples)
+        gold = [example.record.choices.index(example.record.gold.text) for example in examples]
+
+        def options(epoch: int, i: int) -> tuple[Order, int]:
+            order = shuffled_order(seed, epoch, examples[i].index)
+            return order, lengths[i][order.index(gold[i])]
+
+        return options
 
     def _examples(self, records: Sequence[tuple[int, Record]]) -> list[Example]:
         if not records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from mmcoref.data.batch import EvalBatch, TrainBatch, eval_batch, packed_batch, train_batch
 from mmcoref.data.encode import Encoder, Example, Overlength, PromptStyle, Recipe, longest_answer
 from mmcoref.data.file import DataFile, dump_records, read_records
-from mmcoref.data.order import Order, Permutations, orders, shuffled_order
+from mmcoref.data.order import Order, Permutations, orders
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.sample import sample_records
-from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, batches_per_epoch, global_seed
+from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, batches_per_epoch, global_seed, optimizer_steps
 from mmcoref.data.split import Split, split_records
 from mmcoref.data.tokenizer import TINY, TokenizerFiles, load_tokenizer, unpack_tokenizer
 from mmcoref.errors import UserError, at_least
@@ -216,13 +216,8 @@ class MMCorefDataModule(pl.LightningDataModule):
                 f"data.recipe: published leaves out what does not fill an optimizer step, and {len(self.train)} train records fill none of "
                 f"{math.prod(window.values())}: lower --data.batch_size or --trainer.accumulate_grad_batches."
             )
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        per_epoch = -(-batches // trainer.accumulate_grad_batches)
-        ends = [trainer.max_steps, -1 if trainer.max_epochs is None else trainer.max_epochs * per_epoch]
-        if max(ends) < 0:
-            raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: the learning rate needs an end to decay to.")
-        return min(end for end in ends if end >= 0)
+        limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
+        return optimizer_steps(batches, accumulate=accumulate, limit=limit, max_epochs=trainer.max_epochs, max_steps=trainer.max_steps)
 
     def cut_windows(self, trainer: pl.Trainer, records: int, *, packed: bool) -> None:
         """Has each process take its share of an optimizer step in forward passes of so many records: a divisor of the share.
@@ -244,7 +239,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             batch_size=self.rows,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             seed=global_seed(),
-            options=self._shuffled_options() if self.hparams["shuffle_options"] else None,
+            options=self.encoder.shuffled(self.train, global_seed()) if self.hparams["shuffle_options"] else None,
             as_published=self.as_published,
             **self.replicas(self.trainer),
         )
@@ -253,18 +248,6 @@ class MMCorefDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation part, or the test part where none is held out."""
         return self._eval_loader(self.curve)
-
-    def _shuffled_options(self) -> Callable[[int, int], tuple[Order, int]]:
-        """(epoch, example) -> the order of its options in this epoch, and its answer's tokens under the letter that it has there."""
-        lengths = self.encoder.answer_lengths(self.train)
-        gold = [example.record.choices.index(example.record.gold.text) for example in self.train]
-        indices, seed = [example.index for example in self.train], global_seed()
-
-        def options(epoch: int, i: int) -> tuple[Order, int]:
-            order = shuffled_order(seed, epoch, indices[i])
-            return order, lengths[i][order.index(gold[i])]
-
-        return options
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test part, each record in all `orders`."""

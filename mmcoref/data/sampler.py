@@ -52,6 +52,26 @@ def batches_per_epoch(examples: int, *, batch_size: int, accumulate: int, num_re
     return examples // (row * accumulate) * accumulate if whole_windows else -(-examples // row)
 
 
+def optimizer_steps(batches: int, *, accumulate: int, limit: float | None, max_epochs: int | None, max_steps: int | None) -> int:
+    """Optimizer steps of a whole fit.
+
+    Args:
+        batches: micro-batches that each process sees in an epoch.
+        accumulate: of an optimizer step.
+        limit: how many of them are taken, as a number or a share; None for all.
+        max_epochs: of the trainer; -1 for no end.
+        max_steps: the same.
+
+    Raises:
+        UserError: neither ends the run.
+    """
+    taken = batches if limit is None else min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    ends = [-1 if max_steps is None else max_steps, -1 if max_epochs is None else max_epochs * -(-taken // accumulate)]
+    if max(ends) < 0:
+        raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: the learning rate needs an end to decay to.")
+    return min(end for end in ends if end >= 0)
+
+
 class TrainSampler(DistributedSampler[int]):
     """Every example once an epoch, in windows of one optimizer step each.
 

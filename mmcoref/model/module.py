@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torchmetrics import MetricCollection
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -30,7 +29,7 @@ from mmcoref.model.adapters import Adapters
 from mmcoref.model.answering import Decoding, predict
 from mmcoref.model.backbone import Place, backbone_config, build_backbone, load_backbone
 from mmcoref.model.loading import checkpoint_blocks, fingerprint
-from mmcoref.model.optim import linear_warmup_decay, parameter_groups
+from mmcoref.model.optim import clip_gradients, linear_warmup_decay, parameter_groups
 from mmcoref.model.packing import allow_packing
 from mmcoref.model.scoring import Agree, alone, answer, target_loss_sum
 from mmcoref.model.windows import cut_windows
@@ -191,19 +190,8 @@ class MMCorefModule(pl.LightningModule):
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips the gradients, and logs their norm before and what the step has seen; after loss scaling is undone."""
-        parameters = [parameter for parameter in self.backbone.parameters() if parameter.grad is not None]
-        if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None and getattr(
-            optimizer, "_step_supports_amp_scaling", False
-        ):
-            # Lightning leaves the gradients of a fused optimizer scaled, and then refuses to clip them.
-            scaler.unscale_(optimizer)
-        if gradient_clip_algorithm == "value":
-            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
-            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val or math.inf)
-        else:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val or math.inf)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        norm = clip_gradients(optimizer, gradient_clip_val or math.inf, by_value=gradient_clip_algorithm == "value", scaler=scaler)
         sums = torch.tensor([float(self._window.loss), self._window.tokens], device=self.device)
         loss, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
         now = time.perf_counter()

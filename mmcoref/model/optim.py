@@ -1,11 +1,13 @@
-"""AdamW's parameter groups and the learning-rate schedule."""
+"""AdamW's parameter groups, clipping, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -15,6 +17,28 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
         {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, most: float, *, by_value: bool = False, scaler: torch.amp.GradScaler | None = None
+) -> Tensor:
+    """Clips in place, over all shards of a model, and gives the norm before; all processes must ask.
+
+    Args:
+        optimizer: whose parameters' gradients are meant.
+        most: their norm may be, or each of their values.
+        by_value: which of the two.
+        scaler: of float16's losses, if there is one.
+    """
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        scaler.unscale_(optimizer)  # Lightning leaves the gradients of a fused optimizer scaled, and then refuses to clip them
+    clipped = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
+    if by_value:
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in clipped])
+        torch.nn.utils.clip_grad_value_(clipped, most)
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(clipped, most)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def linear_warmup_decay(step: int, *, warmup_steps: int, total_steps: int) -> float:

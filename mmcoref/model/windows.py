@@ -89,10 +89,9 @@ def cut_windows(config: PretrainedConfig, settings: Mapping[str, Any], data: MMC
     _, step, packed, _ = choose_cut(config, settings, data, trainer)
     records, checkpointing = trainer.strategy.broadcast((step.records, step.checkpointing))
     data.cut_windows(trainer, records, packed=packed)
-    log.info(
-        "micro-batches of %d records%s, %d a step on each process%s",
-        records, " in one row" if packed else "", trainer.accumulate_grad_batches, "; gradient checkpointing" if checkpointing else "",
-    )  # fmt: skip
+    size = "1 record" if records == 1 else f"{records} records in one row" if packed else f"{records} records"
+    twice = "; gradient checkpointing" if checkpointing else ""
+    log.info("micro-batches of %s, %d a step on each process%s", size, trainer.accumulate_grad_batches, twice)
     return bool(checkpointing)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import signal
 import threading
 from dataclasses import dataclass
@@ -15,23 +14,18 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
 from lightning.pytorch.callbacks import Checkpoint
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TokenizerFiles
 from mmcoref.errors import Stopped, UserError, at_least, first_line
 from mmcoref.model.module import MMCorefModule
+from mmcoref.run.files import cannot_write, meta_of, read_file, read_folder
 
 log = logging.getLogger(__name__)
 
 _CONFIG_KEY = "mmcoref_config"
-_WEIGHTS = "state_dict."  # what the names of a sharded run's weights begin with
 _VERSION = re.compile(r"version_(\d+)")
-_UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind of file); choose another with --ckpt_path"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -73,64 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         The folder of a sharded run is put together in memory.
         """
-        return _put_together(Path(path), training=self.training) if Path(path).is_dir() else _map(Path(path))
-
-
-def cannot_write(target: Path, reason: str) -> UserError:
-    """What to say of a checkpoint that could not be written."""
-    free = shutil.disk_usage(target.parent).free / 2**30
-    return UserError(
-        f"{target}: the checkpoint could not be written ({reason}); {free:.1f} GiB are free there. "
-        "Earlier checkpoints are whole: make room, then go on with --ckpt_path last."
-    )
-
-
-def _put_together(folder: Path, *, training: bool) -> dict[str, Any]:
-    """A sharded run's checkpoint as one process saves it; without the optimizer's state unless the training goes on."""
-    checkpoint = _map(_meta(folder))
-    try:
-        known = FileSystemReader(folder).read_metadata().state_dict_metadata
-        weights = {
-            name.removeprefix(_WEIGHTS): torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in known.items()
-            if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
-        }
-        load({_WEIGHTS[:-1]: weights}, storage_reader=FileSystemReader(folder), no_dist=True)
-        if training:
-            checkpoint["optimizer_states"] = _optimizer_states(folder)
-    except Exception as error:  # whatever torch makes of broken files
-        raise UserError(f"{folder}: {_UNREADABLE}. ({first_line(error)})") from None
-    return checkpoint | {"state_dict": weights}
-
-
-def _optimizer_states(folder: Path) -> list[dict[str, Any]]:
-    """Optimizer states by number of parameter, in the order of their groups, from states by name."""
-    stored: dict[str, Any] = _load_distributed_checkpoint(folder)
-    states: list[dict[str, Any]] = []
-    while (state := stored.get(f"optimizer_{len(states)}")) is not None:
-        number = {name: i for i, name in enumerate(name for group in state["param_groups"] for name in group["params"])}
-        groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
-        states.append({"state": {number[name]: values for name, values in state["state"].items()}, "param_groups": groups})
-    return states
-
-
-def _meta(folder: Path) -> Path:
-    """What a sharded run's checkpoint says besides tensors."""
-    if not (folder / ".metadata").is_file():  # written last, by the first process
-        raise UserError(
-            f"{folder}: expected a checkpoint, got a folder without one; name what is in it, such as {folder}/checkpoints/last.ckpt."
-        )
-    return folder / _METADATA_FILENAME
-
-
-def _map(path: Path, device: str = "cpu") -> dict[str, Any]:
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location=device, mmap=True, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint.") from None
-    except Exception as error:  # whatever the unpickler makes of hostile or broken bytes
-        raise UserError(f"{path}: {_UNREADABLE}. ({first_line(error)})") from None
-    return checkpoint
+        return read_folder(Path(path), training=self.training) if Path(path).is_dir() else read_file(Path(path))
 
 
 @dataclass(frozen=True)
@@ -172,7 +109,7 @@ def read_stored(path: str | Path) -> Stored:
         UserError: no such file, a broken one, or one that this package did not write.
     """
     path = Path(path)
-    checkpoint = _map(_meta(path) if path.is_dir() else path, "meta")
+    checkpoint = read_file(meta_of(path) if path.is_dir() else path, "meta")
     missing = [key for key in ("mmcoref_backbone", "mmcoref_tokenizer") if key not in checkpoint]
     if missing:
         raise UserError(f"{path}: expected a checkpoint that mmcoref wrote, but it has no {' and '.join(missing)}.")

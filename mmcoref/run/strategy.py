@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mmcoref.errors import UserError, first_line
-from mmcoref.run.checkpoint import cannot_write
+from mmcoref.run.files import cannot_write
 
 SHARDED = "sharded"
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field, StrictBool, StrictInt
 
-_FILE_AND_ROWS = ("path", "batch_size", "eval_batch_size", "num_workers")  # the first two are compared as digest and window
-_EITHER = ("decoding", "permutations", "val_generate")  # the record names the decoding; the answers to other orders are not compared
+# The file is compared as its digest, the rows as the window that they make.
+_FILE_AND_ROWS = ("path", "batch_size", "micro_batch_size", "eval_batch_size", "num_workers")
+# The record names the decoding; the answers to other orders are not compared; the rest is how, not what.
+_EITHER = ("decoding", "permutations", "val_generate", "gradient_checkpointing", "check_memory")
 _DECIDES_NO_WEIGHT = {"model": (*_EITHER, "max_new_tokens"), "data": _FILE_AND_ROWS}
 _DECIDES_NO_ANSWER = {"model": (*_EITHER, "lr", "weight_decay", "warmup_steps"), "data": _FILE_AND_ROWS}
 # Of Lightning's forty keys few decide the weights; the others say where, how fast and how loudly.

@@ -1,0 +1,88 @@
+"""Files of checkpoints: one of a run whose processes hold the whole model each, a folder of one that is sharded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from mmcoref.errors import UserError, first_line
+
+_WEIGHTS = "state_dict."  # what the names of a sharded run's weights begin with
+_UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind of file); choose another with --ckpt_path"
+
+
+def cannot_write(target: Path, reason: str) -> UserError:
+    """What to say of a checkpoint that could not be written."""
+    free = shutil.disk_usage(target.parent).free / 2**30
+    return UserError(
+        f"{target}: the checkpoint could not be written ({reason}); {free:.1f} GiB are free there. "
+        "Earlier checkpoints are whole: make room, then go on with --ckpt_path last."
+    )
+
+
+def read_folder(folder: Path, *, training: bool) -> dict[str, Any]:
+    """A sharded run's checkpoint as one process saves it, in memory; without the optimizer's state unless the training goes on.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    checkpoint = read_file(meta_of(folder))
+    try:
+        known = FileSystemReader(folder).read_metadata().state_dict_metadata
+        weights = {
+            name.removeprefix(_WEIGHTS): torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in known.items()
+            if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
+        }
+        load({_WEIGHTS[:-1]: weights}, storage_reader=FileSystemReader(folder), no_dist=True)
+        if training:
+            checkpoint["optimizer_states"] = _optimizer_states(folder)
+    except Exception as error:  # whatever torch makes of broken files
+        raise UserError(f"{folder}: {_UNREADABLE}. ({first_line(error)})") from None
+    return checkpoint | {"state_dict": weights}
+
+
+def _optimizer_states(folder: Path) -> list[dict[str, Any]]:
+    """Optimizer states by number of parameter, in the order of their groups, from states by name."""
+    stored: dict[str, Any] = _load_distributed_checkpoint(folder)
+    states: list[dict[str, Any]] = []
+    while (state := stored.get(f"optimizer_{len(states)}")) is not None:
+        number = {name: i for i, name in enumerate(name for group in state["param_groups"] for name in group["params"])}
+        groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
+        states.append({"state": {number[name]: values for name, values in state["state"].items()}, "param_groups": groups})
+    return states
+
+
+def meta_of(folder: Path) -> Path:
+    """The file of a sharded run's checkpoint that says what it says besides tensors.
+
+    Raises:
+        UserError: the folder holds no such checkpoint, or not all of it.
+    """
+    if not (folder / ".metadata").is_file():  # written last, by the first process
+        raise UserError(
+            f"{folder}: expected a checkpoint, got a folder without one; name what is in it, such as {folder}/checkpoints/last.ckpt."
+        )
+    return folder / _METADATA_FILENAME
+
+
+def read_file(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """A checkpoint file, mapped; on the device `meta` no tensor of it is ever read.
+
+    Raises:
+        UserError: no such file, or no whole one.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location=device, mmap=True, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint.") from None
+    except Exception as error:  # whatever the unpickler makes of hostile or broken bytes
+        raise UserError(f"{path}: {_UNREADABLE}. ({first_line(error)})") from None
+    return checkpoint

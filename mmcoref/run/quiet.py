@@ -1,0 +1,22 @@
+"""What Lightning, torch and transformers say and need not."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def quiet() -> None:
+    """Silences it in this process."""
+    # Lightning's own information (which accelerators exist, what it restores) would stand before our first line.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # collating takes microseconds: workers only cost
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder
+        ".*It is recommended to use `self.log\\('.*sync_dist=True.*",  # our metrics are the same on every process already
+        ".*callbacks used to create the checkpoint need to be provided.*",  # a test keeps no best checkpoint
+        ".*torch.distributed is disabled, unavailable or uninitialized.*",  # one process reads what several wrote: that is meant
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message)
