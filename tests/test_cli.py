@@ -137,7 +137,8 @@ def test_a_validation_part_is_logged_under_its_own_name_and_chooses_the_best(arg
 
 
 def test_a_fit_ends_when_no_epoch_gets_better_and_says_which_was_the_best(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    still = ["--model.lr", "0", "--trainer.max_epochs", "20", "--data.val_size", "2", "--checkpoint.patience", "2"]  # no epoch changes anything
+    still = ["--model.lr", "0", "--trainer.max_epochs", "20"]  # no epoch changes anything
+    still += ["--data.val_size", "2", "--checkpoint.patience", "2"]
     assert main(["fit", *arguments, *still]) == 0
     said = capsys.readouterr().err
     assert "stopped behind epoch 3: val/object_accuracy has not been above" in said

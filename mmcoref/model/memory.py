@@ -32,9 +32,6 @@ __all__ = [
 ]
 
 FULL = 0.85  # of a device's memory: the most that a step may take by this arithmetic
-# DDP's buckets are where gradients lie, unless gradients are set to None between optimizer steps, as Lightning does by default: in the
-# passes without synchronisation, all but a step's last, autograd then gives them memory of their own.
-GRADIENTS_STAY_IN_BUCKETS = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Memory(NamedTuple):
     Attributes:
         weights: as they are stored.
         gradients: of the trained ones.
-        buckets: DDP's, where they are not the gradients' own place.
+        buckets: of DDP, beside the gradients: none, as `MMCorefModule.optimizer_zero_grad` lets these lie in them.
         optimizer: AdamW's two moments. Fused, it has no temporaries; `foreach` would add a copy of one moment while it steps.
         casts: weights of linear layers in half precision, which autograd keeps until their backward pass.
         gathered: whole weights that are computed with, or next, where they are sharded.
@@ -114,8 +111,7 @@ def _whole(shape: Shape, step: Step) -> Iterator[Memory]:
     """Where each process has the whole model."""
     width, T, N = widths(step.precision), step.tokens, step.targets
     gradients, ddp, several = width.stored * shape.trainable, step.processes > 1, step.micro_batches > 1
-    buckets = gradients if ddp and several and not GRADIENTS_STAY_IN_BUCKETS else 0
-    resting = Memory(_stored(shape, width), gradients, buckets, 2 * gradients)
+    resting = Memory(_stored(shape, width), gradients, optimizer=2 * gradients)
     before, last = _kept(shape, step, width)
     block, head = _casts(shape, width)
     blocks = block * (1 if step.checkpointing else shape.layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import LlamaConfig
 
-from mmcoref.data.sampler import batches_per_epoch
+from mmcoref.data.sampler import batches_per_epoch, optimizer_steps
 from mmcoref.errors import UserError
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, Memory, training_flops
 from mmcoref.run import preflight
@@ -139,6 +139,7 @@ def _about(plan: Plan) -> dict[str, str]:
     return {
         "weights": f" ({shape.parameters:,} parameters)",
         "gradients": f" ({shape.trainable:,} trained)",
+        "buckets": " (gradients lie in them)",
         "optimizer": " (AdamW, fused: no temporaries)",
         "activations": f" ({_records(step.records)}, {step.tokens:,} tokens{estimated})",
         "logits": f" ({step.targets:,} answer tokens{estimated})",
@@ -192,20 +193,10 @@ def run_length(plan: Plan) -> tuple[int, float]:
         raise UserError(
             f"data.recipe: published leaves out what does not fill an optimizer step, and {len(lengths.trained)} records fill none."
         )
-    limit = trainer.get("limit_train_batches")
-    batches = epoch if limit is None else min(epoch, limit) if isinstance(limit, int) else int(epoch * limit)
-    ends = _ends(trainer, -(-batches // step.micro_batches))
-    if not ends:
-        raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: the learning rate needs an end to decay to.")
+    ends = {name: trainer.get(name) for name in ("max_epochs", "max_steps")}
+    steps = optimizer_steps(epoch, accumulate=step.micro_batches, limit=trainer.get("limit_train_batches"), **ends)
     an_epoch = training_flops(plan.need.shape, lengths.trained, sum(lengths.answers), checkpointing=step.checkpointing)
-    return min(ends), an_epoch * min(ends) / -(-epoch // step.micro_batches)
-
-
-def _ends(trainer: Mapping[str, Any], per_epoch: int) -> list[int]:
-    """Optimizer steps at which something ends the run."""
-    steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
-    ends = [-1 if steps is None else int(steps), -1 if epochs is None else int(epochs) * per_epoch]
-    return [end for end in ends if end >= 0]
+    return steps, an_epoch * steps / -(-epoch // step.micro_batches)
 
 
 def disk(plan: Plan) -> int:

@@ -22,7 +22,6 @@ from transformers import LlamaConfig
 from mmcoref.data.batch import EvalBatch, Rows, TrainBatch, packed_batch
 from mmcoref.data.encode import Example
 from mmcoref.data.record import Record
-from mmcoref.model import memory
 from mmcoref.model.adapters import Adapters, add_adapters, freeze
 from mmcoref.model.loading import lay_out
 from mmcoref.model.memory import (
@@ -219,6 +218,7 @@ def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...] | None
         pytest.param(config(SMALL, 2), step(8, "32-true"), id="32-true"),
         pytest.param(config(LARGE, 3), step(4, checkpointing=True), id="checkpointing"),
         pytest.param(config(SMALL, 3, vocab_size=1000), step(4, checkpointing=True), id="checkpointing, a block decides"),
+        pytest.param(config(SMALL, 3, vocab_size=1000), step(8), id="the last norm decides"),
         pytest.param(config(LARGE, 2), step(4, micro_batches=1), id="one pass a step"),
         pytest.param(config(LARGE, 4, hidden_size=1024), step(1, checkpointing=True, micro_batches=1), id="the embedding decides"),
         pytest.param(config(SMALL, 2, tie_word_embeddings=False), step(2, "bf16-true"), id="bf16-true"),
@@ -226,22 +226,24 @@ def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...] | None
     ],
 )
 def test_a_step_takes_what_arithmetic_says(config: LlamaConfig, step: Step, dialogues: tuple[Record, ...]) -> None:
-    check(config, step, dialogues[0], within=0.03)
+    check(config, step, dialogues[0], within=0.01)
 
 
 @pytest.mark.parametrize(
-    ("config", "step"),
+    ("config", "step", "within"),
     [
-        pytest.param(config(LARGE, 3), step(8, processes=8), id="8B"),
-        pytest.param(config(LARGE, 3), step(2, processes=8, checkpointing=True), id="checkpointing"),
-        pytest.param(config(LARGE, 3, vocab_size=1000), step(4, processes=8, checkpointing=True), id="a block decides"),
-        pytest.param(config(LARGE, 3), step(4, "32-true", processes=8), id="32-true"),
-        pytest.param(config(SMALL, 2), step(4, processes=8), id="tied"),
-        pytest.param(config(LARGE, 2), step(1, processes=2, checkpointing=True), id="two processes, the embedding decides"),
+        # PyTorch may or may not have started to gather the next block at the peak: it is counted.
+        pytest.param(config(LARGE, 3), step(8, processes=8), 0.1, id="8B"),
+        pytest.param(config(LARGE, 3), step(2, processes=8, checkpointing=True), 0.02, id="checkpointing"),
+        pytest.param(config(LARGE, 3, vocab_size=1000), step(4, processes=8, checkpointing=True), 0.1, id="a block decides"),
+        pytest.param(config(LARGE, 3), step(4, "32-true", processes=8), 0.05, id="32-true"),
+        pytest.param(config(LARGE, 2), step(1, processes=2, checkpointing=True), 0.02, id="two processes, the embedding decides"),
+        pytest.param(config(SMALL, 2), step(4, processes=8), 0.02, id="tied"),
+        pytest.param(config(SMALL, 3, intermediate_size=2048), step(1, processes=8, checkpointing=True), 0.02, id="tied, checkpointing"),
     ],
 )
-def test_a_sharded_step_takes_what_arithmetic_says(config: LlamaConfig, step: Step, dialogues: tuple[Record, ...]) -> None:
-    check(config, step, dialogues[0], within=0.1)
+def test_a_sharded_step_takes_what_arithmetic_says(config: LlamaConfig, step: Step, within: float, dialogues: tuple[Record, ...]) -> None:
+    check(config, step, dialogues[0], within=within)
 
 
 @pytest.mark.parametrize(("name", "checkpointing"), [(SMALL, False), (LARGE, False), (LARGE, True)])
@@ -249,7 +251,7 @@ def test_adapters_take_what_arithmetic_says(name: str, checkpointing: bool, dial
     check(config(name, 3), step(4, checkpointing=checkpointing), dialogues[0], within=0.1, lora=Adapters(16, 32, 0, None))
 
 
-def test_gradients_set_to_none_leave_the_buckets_of_ddp() -> None:
+def test_gradients_set_to_none_leave_the_buckets_of_ddp_and_zeroed_ones_stay() -> None:
     """And come back into them at the first pass that synchronises: until then DDP keeps both."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
@@ -271,15 +273,11 @@ def test_gradients_set_to_none_leave_the_buckets_of_ddp() -> None:
     assert place(synchronised=False) == bucket
 
 
-def test_buckets_are_counted_where_gradients_leave_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_outlive_gradients_that_are_set_to_none() -> None:
     shape = shape_of(config(SMALL))
-    several = replace(step(2), processes=8)
-    assert training_memory(shape, several).buckets == 4 * shape.parameters
-    assert training_memory(shape, replace(several, micro_batches=1)).buckets == 0
-    assert training_memory(shape, replace(several, processes=1)).buckets == 0
-    assert training_memory(shape, replace(several, sharded=True)).buckets == 0
-    monkeypatch.setattr(memory, "GRADIENTS_STAY_IN_BUCKETS", True)
-    assert training_memory(shape, several).buckets == 0
+    for passes in (1, 4):
+        whole = training_memory(shape, replace(step(2), processes=8, micro_batches=passes))
+        assert (whole.buckets, whole.gradients) == (0, 4 * shape.parameters)
 
 
 def test_what_rests_is_cut_over_the_processes() -> None:
