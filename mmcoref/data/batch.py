@@ -113,10 +113,8 @@ def packed_batch(rows: Sequence[tuple[Example, bool]], window_targets: int) -> T
 
 
 def _predictions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`predicting` and `targets` of labels (B, T). A row's first token is never an answer's, so that none is predicted from another row."""
-    labelled = labels.flatten() != IGNORED
-    labelled[:: labels.shape[1]] = False
-    at = labelled.nonzero()[:, 0]
+    """`predicting` and `targets` of labels (B, T). Records begin with their prompts, so that no token is predicted from another record."""
+    at = (labels.flatten() != IGNORED).nonzero()[:, 0]
     return at - 1, labels.flatten()[at]
 
 

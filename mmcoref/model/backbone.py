@@ -91,13 +91,18 @@ class Place:
 HERE = Place()
 
 
-def backbone_config(name: str, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def backbone_config(name: str, tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
     """The shape of the model `name`.
+
+    Args:
+        name: of the model.
+        tokenizer: its own; only `tiny` is made to its measure.
 
     Raises:
         UserError: its config cannot be read.
     """
     if name in TINY_NAMES:
+        assert tokenizer is not None
         return tiny_config(tokenizer)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(fetch(name))
@@ -106,8 +111,16 @@ def backbone_config(name: str, tokenizer: PreTrainedTokenizerBase) -> Pretrained
     return config
 
 
-def load_backbone(name: str, tokenizer: PreTrainedTokenizerBase, place: Place = HERE, adapters: Adapters | None = None) -> PreTrainedModel:
+def load_backbone(
+    name: str, tokenizer: PreTrainedTokenizerBase | None, place: Place = HERE, adapters: Adapters | None = None
+) -> PreTrainedModel:
     """The pretrained model `name` in fp32 and train mode; `tiny` is initialised at random from the global seed.
+
+    Args:
+        name: of the model.
+        tokenizer: its own; only `tiny` is made to its measure.
+        place: where it is put.
+        adapters: what stands beside it, frozen, if anything does.
 
     Raises:
         UserError: no such folder or repository, files that are not a causal language model, or adapters that do not fit it.
@@ -115,7 +128,7 @@ def load_backbone(name: str, tokenizer: PreTrainedTokenizerBase, place: Place = 
     config = backbone_config(name, tokenizer)
     if name in TINY_NAMES:
         lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()  # type: ignore[no-untyped-call]
-        if name == TINY:
+        if name == TINY and tokenizer is not None:
             transplant(lm, tokenizer, TINY_WEIGHTS)
         return _with_adapters(_placed(lm, place, adapters).to(place.device), adapters)  # type: ignore[arg-type]  # untyped .to()
     lm = _placed(lay_out(config), place, adapters)

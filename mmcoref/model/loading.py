@@ -62,7 +62,8 @@ def fill(lm: PreTrainedModel, folder: Path) -> None:
     Raises:
         UserError: the folder holds no causal language model, or one of another shape.
     """
-    wanted = {**dict(lm.named_parameters()), **{name: buffer for name, buffer in lm.named_buffers() if name in lm.state_dict()}}
+    saved = lm.state_dict().keys()
+    wanted = dict(lm.named_parameters()) | {name: buffer for name, buffer in lm.named_buffers() if name in saved}
     with ExitStack() as opened:
         stored = _open(folder, opened)
         if not wanted.keys() <= stored.keys():

@@ -140,7 +140,8 @@ class MMCorefModule(pl.LightningModule):
                     f"model.name {self.hparams['name']}: its weights are not those that the checkpoint's adapters were trained beside: "
                     "name the folder of those with --model.name."
                 )
-            self.lm = load_backbone(self.hparams["name"], self.data.tokenizer, place, adapters)
+            tokenizer = None if self._trainer is None else self.data.tokenizer
+            self.lm = load_backbone(self.hparams["name"], tokenizer, place, adapters)
         if self._trainer is not None and self.data.packed:
             allow_packing(self.lm)
         if self.hparams["gradient_checkpointing"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from mmcoref import load
 from mmcoref.cli import main
 from mmcoref.data.batch import packed_batch
 from mmcoref.data.encode import Encoder
+from mmcoref.data.file import read_records
 from mmcoref.data.record import Record
 from mmcoref.errors import UserError
 from mmcoref.model.adapters import Adapters
@@ -75,6 +78,9 @@ def test_a_run_of_adapters_is_saved_without_the_model_tested_and_gone_on_with(
     assert any(weights.any() for name, weights in stored["state_dict"].items() if "lora_B" in name)  # they start at 0
     assert sum(len(group["params"]) for group in stored["optimizer_states"][0]["param_groups"]) == 28
     assert main(["test", "--ckpt_path", "last", *CPU]) == 0
+    lines = [json.loads(line) for line in Path("lightning_logs/version_1/predictions.jsonl").read_text("utf-8").splitlines()]
+    answers = load("lightning_logs/version_0", device="cpu")(read_records(str(data_file)).records[9:])
+    assert [answer.text for answer in answers] == [line["text"] for line in lines]
     assert main(["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     resumed = torch.load(last, weights_only=True)
     assert resumed["global_step"] > stored["global_step"]
