@@ -17,8 +17,8 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from mmcoref.data.module import MMCorefDataModule
+from mmcoref.model import scoring
 from mmcoref.model.module import MMCorefModule
-from mmcoref.model.scoring import _PUBLISHED_DECODING
 from mmcoref.run.strategy import ShardedStrategy
 
 torch.set_num_threads(1)
@@ -55,7 +55,7 @@ class Watch(pl.Callback):
 
 
 def main(folder: str, file: str, out: Path) -> None:
-    _PUBLISHED_DECODING["max_length"] = 160  # of the thousand tokens that it takes when nothing stops it
+    scoring._PUBLISHED_DECODING["max_length"] = 160  # of the thousand tokens that it takes when nothing stops it
     said: dict[str, Any] = {}
 
     def run(
@@ -111,6 +111,17 @@ def main(folder: str, file: str, out: Path) -> None:
     distributed.broadcast_object_list(chosen, src=0)
     for decoding in ("greedy", "constrained", "published"):
         ask(f"{decoding}, ends apart", decoding, chosen[0])
+    # The first process's answers are all options, read off their scores: it has nothing to generate, and the other has.
+    scores = scoring._score_options
+
+    def all_options(*args: Any) -> Any:
+        found = scores(*args)
+        return found._replace(greedy=torch.zeros_like(found.greedy)) if distributed.get_rank() == 0 else found
+
+    scoring._score_options = all_options
+    stop_id = module.data.encoder.stop_id = int(module.data.tokenizer.eos_token_id)
+    ask("greedy, one has nothing", "greedy", stop_id)
+    scoring._score_options = scores
     run("checkpointed", watch=Watch(), gradient_checkpointing=True)
     run("resumed", watch=Watch(), resume=out / "middle.ckpt")
     run("half", precision="16-mixed", watch=Watch())

@@ -168,6 +168,15 @@ def test_processes_whose_answers_end_apart_take_the_same_forward_passes(
         assert first["passes"] * 2 > len(passes)
 
 
+def test_a_process_that_has_nothing_to_generate_runs_along(said: tuple[Said, Said]) -> None:
+    name = "greedy, one has nothing"
+    assert said[0][name]["passes"] == said[1][name]["passes"] == said[1]["greedy"]["passes"]
+    assert all(text.startswith("A) ") and stopped for text, stopped, _ in said[0][name]["answers"].values())
+    assert {index: text for index, (text, *_) in said[1][name]["answers"].items()} == {
+        index: text for index, (text, *_) in said[1]["greedy"]["answers"].items()
+    }
+
+
 def test_a_run_that_goes_on_in_the_middle_of_an_epoch_ends_in_the_same_weights(said: tuple[Said, Said], out: Path) -> None:
     assert read_stored(out / "middle.ckpt").step == 2
     for one in said:
