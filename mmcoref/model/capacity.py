@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from transformers import PretrainedConfig
@@ -24,9 +25,9 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def most_records(device: torch.device, config: PretrainedConfig, longest: int) -> int | None:
-    """Records of `longest` tokens beyond which a forward pass on this device gets no faster; None where memory alone decides."""
+def most_records(device: torch.device, config: PretrainedConfig, lengths: Sequence[int]) -> int | None:
+    """Records, of these lengths in the mean, beyond which a forward pass on this device gets no faster; None where memory alone decides."""
     if device.type != "cpu":
         return None
     widest = max(getattr(config, "intermediate_size", 0) or 0, config.hidden_size)
-    return max(1, _WIDEST_ON_CPU // (4 * int(widest) * longest))
+    return max(1, _WIDEST_ON_CPU * len(lengths) // (4 * int(widest) * sum(lengths)))

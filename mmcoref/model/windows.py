@@ -60,9 +60,10 @@ def choose_cut(config: PretrainedConfig, settings: Mapping[str, Any], data: MMCo
     device = trainer.strategy.root_device
     capacity = device_memory(device, trainer.num_devices)
     shape = shape_of(config, settings["lora_rank"], settings["lora_targets"])
+    lengths = [data.hparams["max_tokens"] if data.as_published else example.trained_tokens for example in data.train]
     step = choose_step(
         shape,
-        [data.hparams["max_tokens"] if data.as_published else example.trained_tokens for example in data.train],
+        lengths,
         [len(example.answer_ids) for example in data.train],
         window=share,
         given=given,
@@ -72,7 +73,7 @@ def choose_cut(config: PretrainedConfig, settings: Mapping[str, Any], data: MMCo
         sharded=isinstance(trainer.strategy, ModelParallelStrategy),
         checkpointing=settings["gradient_checkpointing"],
         capacity=capacity,
-        most=most_records(device, config, longest),
+        most=most_records(device, config, lengths),
     )
     return Cut(shape, step, packed, capacity)
 

@@ -282,7 +282,7 @@ def need_of(settings: Mapping[str, Any], config: PretrainedConfig, lengths: Leng
     step = memory.choose_step(
         shape, lengths.trained, lengths.answers, window=window, given=given, packed=packed, precision=precision,
         processes=machine.processes, sharded=sharded, checkpointing=model.get("gradient_checkpointing"), capacity=machine.capacity,
-        most=most_records(torch.device("cpu"), config, longest) if machine.cpu else None,
+        most=most_records(torch.device("cpu"), config, lengths.trained) if machine.cpu else None,
     )  # fmt: skip
     training = memory.training_memory(shape, step)
     asked = memory.inference_memory(
