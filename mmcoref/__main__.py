@@ -1,7 +1,5 @@
 """`python -m mmcoref` is `mmcoref`."""
 
-import sys
+from mmcoref.cli import command
 
-from mmcoref.cli import main
-
-sys.exit(main())
+command()

@@ -8,9 +8,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mmcoref import __version__
 from mmcoref.errors import USER_ERROR_EXIT, Stopped, UserError
+from mmcoref.run.ending import leave
 
 _TRAINER_PROGRAMS = {
     "fit": "train a model on the train records",
@@ -33,6 +35,11 @@ programs:
 
 `mmcoref <program> --help` lists the options of one. `mmcoref --version` prints the version.
 """
+
+
+def command() -> NoReturn:
+    """The `mmcoref` command as a process of its own."""
+    leave(main())
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -18,7 +18,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from torch import distributed
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TINY_NAMES
@@ -27,6 +26,7 @@ from mmcoref.model.module import MMCorefModule
 from mmcoref.run import announce, preflight
 from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
 from mmcoref.run.choosing import choosing
+from mmcoref.run.ending import part
 from mmcoref.run.progress import PlainProgress
 from mmcoref.run.quiet import quiet
 from mmcoref.run.record import RunRecord
@@ -266,8 +266,7 @@ def run(argv: Sequence[str]) -> None:
         with _told_in_one_sentence(argv[0]):
             MMCorefCLI(argv)
     finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()  # or its threads may abort the process while it ends
+        part()
 
 
 def fit_settings(argv: Sequence[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from mmcoref.model.backbone import Place, load_backbone
 from mmcoref.model.loading import lay_out
+from mmcoref.run.ending import leave, part
 
 
 def private_bytes() -> int:
@@ -59,8 +60,9 @@ def main(folder: str, how: str, out: Path) -> None:
     weights = sum(p.numel() for p in lm.parameters()) * 4
     (out / f"{how}{distributed.get_rank()}.json").write_text(json.dumps({"bare": bare, "peak": peak.most, "weights": weights}), "utf-8")
     distributed.barrier()
-    distributed.destroy_process_group()
+    part()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    leave(0)

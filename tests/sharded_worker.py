@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.model import scoring
 from mmcoref.model.module import MMCorefModule
+from mmcoref.run.ending import leave, part
 from mmcoref.run.strategy import ShardedStrategy
 
 torch.set_num_threads(1)
@@ -128,8 +129,9 @@ def main(folder: str, file: str, out: Path) -> None:
     run("overflow", precision="16-mixed", watch=Watch(overflow_at=1))
     (out / f"rank{distributed.get_rank()}.json").write_text(json.dumps(said), "utf-8")
     distributed.barrier()
-    distributed.destroy_process_group()
+    part()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    leave(0)
