@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
@@ -27,10 +24,12 @@ from mmcoref.run import announce, preflight
 from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
 from mmcoref.run.choosing import choosing
 from mmcoref.run.ending import part
+from mmcoref.run.mistakes import of_the_trainer, told_in_one_sentence
 from mmcoref.run.progress import PlainProgress
 from mmcoref.run.quiet import quiet
 from mmcoref.run.record import RunRecord
 from mmcoref.run.strategy import strategy_of
+from mmcoref.run.terms import processes, shape_of_fit
 
 log = logging.getLogger(__name__)
 
@@ -175,11 +174,13 @@ class MMCorefCLI(LightningCLI):
             return  # the first process has checked
         assert self.subcommand is not None
         settings = self._plain(self.subcommand)
-        trainer, model, training = settings["trainer"], settings["model"]["name"], self.subcommand == "fit"
-        preflight.check_devices(trainer, settings["data"]["batch_size"])
+        model, training = settings["model"]["name"], self.subcommand == "fit"
+        preflight.check_devices(settings, training=training)
         if model in TINY_NAMES or self.stored is not None:
             return
-        shape = preflight.check_adapters(preflight.check_model(model), settings["model"], trainer)
+        if training:
+            preflight.check_known_model(settings)
+        shape = shape_of_fit(preflight.check_model(model), settings)
         checkpoint = preflight.checkpoint_bytes(shape, model) if training else 0
         preflight.check_disk(self._logs_root(self.subcommand), checkpoint, model=model)
 
@@ -190,7 +191,7 @@ class MMCorefCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         plugins = trainer.get("plugins") or []
         plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO(training=self.subcommand == "fit")]
-        kwargs["strategy"] = strategy_of(trainer["strategy"], preflight.processes(settings["trainer"]))
+        kwargs["strategy"] = strategy_of(trainer["strategy"], processes(settings["trainer"]))
         if trainer["precision"] in _FLOAT16:
             # Lightning would compute in bfloat16 on the CPU, and refuses float16 for a sharded model.
             kwargs["precision"] = None
@@ -203,7 +204,8 @@ class MMCorefCLI(LightningCLI):
             kwargs["logger"] = self._logger(trainer["default_root_dir"] or ".")
         if self.stored is not None:
             self.stored.restore(self.model, self.datamodule)
-        return super().instantiate_trainer(**kwargs)
+        with of_the_trainer():
+            return super().instantiate_trainer(**kwargs)
 
     def _logger(self, root: str) -> TensorBoardLogger:
         """The run's TensorBoard folder: a new one, or, to go on training, the one that the checkpoint lies in."""
@@ -263,7 +265,7 @@ def run(argv: Sequence[str]) -> None:
     """
     quiet()
     try:
-        with _told_in_one_sentence(argv[0]):
+        with told_in_one_sentence(argv[0]):
             MMCorefCLI(argv)
     finally:
         part()
@@ -276,18 +278,8 @@ def fit_settings(argv: Sequence[str]) -> dict[str, Any]:
         UserError: a mistake of the user's.
     """
     quiet()
-    with _told_in_one_sentence("fit"):
+    with told_in_one_sentence("plan"):
         return _Settings(["fit", *argv])._plain("fit")
-
-
-@contextmanager
-def _told_in_one_sentence(program: str) -> Iterator[None]:
-    try:
-        yield
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
-    except argparse.ArgumentError as error:
-        raise UserError(f"{str(error).strip()} (mmcoref {program} --help lists the options)") from None
 
 
 def _on_cpu(accelerator: Any) -> bool:

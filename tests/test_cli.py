@@ -142,7 +142,9 @@ def test_a_fit_ends_when_no_epoch_gets_better_and_says_which_was_the_best(argume
     assert main(["fit", *arguments, *still]) == 0
     said = capsys.readouterr().err
     assert "stopped behind epoch 3: val/object_accuracy has not been above" in said
-    assert "for 2 epochs; the best epoch: --ckpt_path best" in said
+    best = re.search(r"has not been above (0\.\d{4}) for 2 epochs\n", said)
+    assert best is not None
+    assert said.endswith(f"/last.ckpt; next: mmcoref test --ckpt_path last, or best: val/object_accuracy {best[1]}\n")
     folder = Path("lightning_logs/version_0/checkpoints")
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
     assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == 0
@@ -456,7 +458,7 @@ def test_a_run_limited_to_some_batches_is_partial(arguments: list[str]) -> None:
 def test_a_fit_ends_by_saying_what_comes_next_and_a_finished_one_says_so(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *arguments]) == 0
     said = capsys.readouterr().err
-    assert "step 6, checkpoint: lightning_logs/version_0/checkpoints/last.ckpt; next: mmcoref test --ckpt_path last" in said
+    assert "step 6, checkpoint: lightning_logs/version_0/checkpoints/last.ckpt; next: mmcoref test --ckpt_path last\n" in said
     assert main(["fit", "--ckpt_path", "last"]) == 0
     assert "this run is finished, 6 of 6 steps: raise --trainer.max_epochs to go on" in capsys.readouterr().err
 

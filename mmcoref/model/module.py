@@ -86,7 +86,7 @@ class MMCorefModule(pl.LightningModule):
         self.curve_likelihood = LikelihoodAccuracy()
         self.test_metrics = answer_metrics()
         self.max_new_tokens = 0
-        self.strict_loading = not self._base_apart  # a checkpoint of adapters holds nothing else: `on_load_checkpoint` looks at them
+        self.strict_loading = not self.base_apart  # a checkpoint of adapters holds nothing else: `on_load_checkpoint` looks at them
         self._backbone_config: dict[str, Any] | None = None
         self._base: str | None = None
         self._window = _Window(0.0)
@@ -132,7 +132,7 @@ class MMCorefModule(pl.LightningModule):
         if self.lm is not None:
             return
         place, adapters = Place.of(self._trainer), Adapters.of(self.hparams)
-        if self._backbone_config is not None and not self._base_apart:
+        if self._backbone_config is not None and not self.base_apart:
             self.lm = build_backbone(self._backbone_config, place, adapters)
         else:
             if self._base is not None and fingerprint(fetch(self.hparams["name"], weights=True)) != self._base:
@@ -148,7 +148,7 @@ class MMCorefModule(pl.LightningModule):
             checkpoint_blocks(self.lm)
 
     @property
-    def _base_apart(self) -> bool:
+    def base_apart(self) -> bool:
         """Whether checkpoints hold adapters only, beside weights that stay where they are. `tiny` is nowhere but in memory."""
         return self.hparams["lora_rank"] > 0 and self.hparams["name"] not in TINY_NAMES
 
@@ -291,7 +291,7 @@ class MMCorefModule(pl.LightningModule):
         """
         checkpoint["mmcoref_backbone"] = json.loads(self.backbone.config.to_json_string(use_diff=False))
         checkpoint["mmcoref_tokenizer"] = pack_tokenizer(self.data.tokenizer)
-        if self._base_apart:
+        if self.base_apart:
             if self._base is None:
                 self._base = fingerprint(fetch(self.hparams["name"], weights=True))
             checkpoint["mmcoref_base"] = self._base
@@ -303,7 +303,7 @@ class MMCorefModule(pl.LightningModule):
         Raises:
             UserError: it holds others.
         """
-        if self._base_apart and "state_dict" in checkpoint and checkpoint["state_dict"].keys() != self._trained():
+        if self.base_apart and "state_dict" in checkpoint and checkpoint["state_dict"].keys() != self._trained():
             raise UserError("model.lora_targets: the checkpoint's adapters stand beside other layers; leave --model.lora_… out.")
 
     def _trained(self) -> set[str]:

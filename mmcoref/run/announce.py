@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.model.module import MMCorefModule
@@ -53,12 +54,23 @@ def fitted(trainer: pl.Trainer) -> None:
     stopping = trainer.early_stopping_callback
     if stopping is not None and stopping.stopped_epoch:
         log.info(
-            "stopped behind epoch %d: %s has not been above %.4f for %d epochs; the best epoch: --ckpt_path best",
+            "stopped behind epoch %d: %s has not been above %.4f for %d epochs",
             stopping.stopped_epoch + 1, stopping.monitor, float(stopping.best_score), stopping.patience,
         )  # fmt: skip
     last = Path(run_folder(trainer), "checkpoints", "last.ckpt")
-    if last.exists():
-        log.info("step %d, checkpoint: %s; next: mmcoref test --ckpt_path last", trainer.global_step, last)
+    if not last.exists():
+        return
+    module = trainer.lightning_module
+    adapters = isinstance(module, MMCorefModule) and module.base_apart
+    what = f"checkpoint (adapters, beside {module.hparams['name']})" if adapters else "checkpoint"
+    log.info("step %d, %s: %s; next: mmcoref test --ckpt_path last%s", trainer.global_step, what, last, _or_best(trainer))
+
+
+def _or_best(trainer: pl.Trainer) -> str:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
+            return f", or best: {callback.monitor} {float(callback.best_model_score):.4f}"
+    return ""
 
 
 def answering(stage: str, model: MMCorefModule, data: MMCorefDataModule, stored: Stored | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,69 +20,96 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError, first_line
-from mmcoref.model.adapters import NOT_SHARDED, Adapters, layers_of
-from mmcoref.model.loading import lay_out
-from mmcoref.model.memory import Memory, Shape, shape_of, training_memory
+from mmcoref.model import windows
+from mmcoref.model.capacity import machine_memory
+from mmcoref.model.memory import PUBLISHED_SHAPES, Shape
 from mmcoref.model.module import MMCorefModule
-from mmcoref.model.windows import Cut, choose_cut
+from mmcoref.model.need import Need, Terms, need_of
+from mmcoref.run.terms import count_devices, machine_of, terms_of
 
 log = logging.getLogger(__name__)
 
 # Shares of a device's memory: the arithmetic is right within a tenth.
 _REFUSED, _WARNED = 1.1, 0.9
+_ON_CPU = "--trainer.accelerator cpu --trainer.devices 1"
 # Two files stand beside each other while one is written: the new one and the one that it replaces.
 _CHECKPOINTS_ON_DISK = 2
 
 
-def check_devices(trainer: Mapping[str, Any], batch_size: int) -> None:
+def check_devices(settings: dict[str, Any], *, training: bool) -> None:
     """Whether the machine has the GPUs that the settings ask for.
 
     Args:
-        trainer: the trainer's settings.
-        batch_size: rows of a micro-batch.
+        settings: sections of plain values.
+        training: whether the run is a fit.
 
     Raises:
-        UserError: it has fewer; the sentence names the accumulation that keeps the records of an optimizer step.
+        UserError: it has fewer; the sentence names what fits this machine, with the accumulation that keeps the records of an
+            optimizer step.
     """
-    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
-    asked = _count(devices)
-    if asked is None or accelerator not in ("gpu", "cuda"):
+    trainer, rows = settings["trainer"], settings["data"]["batch_size"]
+    asked, there = count_devices(trainer["devices"]), torch.cuda.device_count()
+    if asked is None or trainer["accelerator"] not in ("gpu", "cuda") or there >= asked:
         return
-    there = torch.cuda.device_count()
-    if there >= asked:
-        return
-    step = asked * int(trainer.get("num_nodes") or 1) * batch_size * int(trainer.get("accumulate_grad_batches") or 1)
-    usable = max((n for n in range(1, there + 1) if step % (n * batch_size) == 0), default=0)
-    device = f"--trainer.devices {usable}" if usable else "--trainer.accelerator cpu --trainer.devices 1"
-    accumulate = step // (max(usable, 1) * batch_size)
-    raise UserError(
-        f"the settings ask for {asked} GPUs and this machine has {there}: use {device} --trainer.accumulate_grad_batches {accumulate}, "
-        f"which keeps {step} records an optimizer step."
-    )
+    said = f"the settings ask for {asked} GPU{'s' * (asked != 1)} and this machine has {there or 'none'}"
+    if not there and (size := _beyond_processors(settings, training=training)):
+        raise UserError(f"{said}, nor the memory to do without ({size}): `mmcoref plan` says what a fit needs.")
+    step = asked * trainer["num_nodes"] * rows * trainer["accumulate_grad_batches"]
+    usable = max((n for n in range(1, there + 1) if step % (n * rows) == 0), default=0) if training else there
+    device = f"--trainer.devices {usable}" if usable else _ON_CPU
+    if not training:
+        raise UserError(f"{said}: use {device}.")
+    accumulate = step // (max(usable, 1) * rows)
+    raise UserError(f"{said}: use {device} --trainer.accumulate_grad_batches {accumulate}, which keeps {step} records an optimizer step.")
 
 
-def processes(trainer: Mapping[str, Any]) -> int:
-    """Processes of all machines that the settings ask for."""
-    here = _count(trainer.get("devices", "auto"))
-    if here is None:
-        here = max(1, torch.cuda.device_count()) if trainer.get("accelerator", "auto") != "cpu" else 1
-    return here * int(trainer.get("num_nodes") or 1)
+def _beyond_processors(settings: dict[str, Any], *, training: bool) -> str:
+    """That this machine's own memory is too small for the model, as figures; nothing where it is not, or nobody knows without the hub."""
+    if (config := known_config(settings["model"]["name"])) is None:
+        return ""
+    alone = settings | {"trainer": settings["trainer"] | {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}}
+    terms, need = _least(alone, config)
+    least = need.training.total if training else need.training.weights
+    if least <= _REFUSED * machine_memory():
+        return ""
+    return f"{terms.shape.parameters / 1e9:.2f} B parameters take at least {least / 1e9:.1f} GB, it has {machine_memory() / 1e9:.1f} GB"
 
 
-def _count(devices: Any) -> int | None:
-    """How many devices a setting names; None for `auto` and -1, which take what is there."""
-    if isinstance(devices, list):
-        return len(devices)
+def known_config(name: str) -> PretrainedConfig | None:
+    """A model's config, where no hub has to be asked for it: of a folder, or one of the published models."""
+    if name in PUBLISHED_SHAPES:
+        return LlamaConfig(**PUBLISHED_SHAPES[name])
     try:
-        count = int(devices)
-    except (TypeError, ValueError):
-        return len(str(devices).split(",")) if "," in str(devices) else None
-    return count if count >= 0 else None
+        return AutoConfig.from_pretrained(Path(name).expanduser()) if Path(name).expanduser().is_dir() else None
+    except (OSError, ValueError):
+        return None  # told when it is loaded
+
+
+def _least(settings: dict[str, Any], config: PretrainedConfig) -> tuple[Terms, Need]:
+    """What a fit takes at least, whatever its records: as if each had one token."""
+    trainer = settings["trainer"]
+    if trainer["accelerator"] == "auto" and not torch.cuda.device_count():
+        settings = settings | {"trainer": trainer | {"accelerator": "cpu"}}
+    ones = [1] * settings["data"]["batch_size"]
+    terms = terms_of(settings, config, machine_of(settings["trainer"]), lengths=ones, targets=ones, option=1)
+    return terms, need_of(terms)
+
+
+def check_known_model(settings: dict[str, Any]) -> None:
+    """Whether the devices here can hold a published model at all, before the hub is asked for it.
+
+    Raises:
+        UserError: they cannot, whatever the records.
+    """
+    model = settings["model"]
+    if model["check_memory"] and model["name"] in PUBLISHED_SHAPES:
+        terms, need = _least(settings, LlamaConfig(**PUBLISHED_SHAPES[model["name"]]))
+        _check(terms, need)
 
 
 def check_model(name: str) -> Any:
@@ -132,25 +159,6 @@ def _check_hub(name: str) -> None:
         raise UserError(f"model.name {name}: {page} answered: {first_line(error)}") from None
 
 
-def check_adapters(config: PretrainedConfig, model: Mapping[str, Any], trainer: Mapping[str, Any]) -> Shape:
-    """Whether the model has the layers that are to get adapters; its sizes. Nothing is allocated.
-
-    Args:
-        config: of the model.
-        model: the model's settings.
-        trainer: the trainer's.
-
-    Raises:
-        UserError: it has not, or its frozen weights are to be cut over the processes.
-    """
-    adapters = Adapters.of(model)
-    if adapters is not None:
-        if trainer["strategy"] == "sharded":
-            raise UserError(NOT_SHARDED)
-        layers_of(lay_out(config), adapters)
-    return shape_of(config, model["lora_rank"], model["lora_targets"])
-
-
 def checkpoint_bytes(shape: Shape, name: str) -> int:
     """Bytes of a fit's checkpoint: weights and AdamW's two moments, in fp32; of adapters alone, where the frozen weights have a place."""
     alone = shape.frozen and name not in TINY_NAMES
@@ -163,38 +171,56 @@ def check_memory(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trai
     Raises:
         UserError: it needs more than `_REFUSED` of what there is.
     """
-    cut = choose_cut(model.shape_config(data), model.hparams, data, trainer)
-    if cut.capacity is None or not model.hparams["check_memory"]:
+    terms = windows.terms_of(model.shape_config(data), model.hparams, data, trainer)
+    need = need_of(terms)
+    if model.hparams["check_memory"]:
+        _check(terms, need)
+
+
+def _check(terms: Terms, need: Need) -> None:
+    if terms.capacity is None:
         return
-    memory = training_memory(cut.shape, cut.step)
-    share = memory.total / cut.capacity
+    share = need.peak / terms.capacity
     if share > _REFUSED:
-        raise UserError(memory_sentence(cut, memory))
+        raise UserError(memory_sentence(terms, need))
     if share > _WARNED:
         log.warning(
             "this fit needs about %.1f GB of the %.1f GB on each device (%.0f %%): it may run out of memory; "
-            "`mmcoref plan` shows what for", memory.total / 1e9, cut.capacity / 1e9, 100 * share,
+            "`mmcoref plan` shows what for", need.peak / 1e9, terms.capacity / 1e9, 100 * share,
         )  # fmt: skip
 
 
-def memory_sentence(cut: Cut, memory: Memory) -> str:
+def memory_sentence(terms: Terms, need: Need) -> str:
     """The two figures, such as `8.03 B parameters × 16 bytes = 128.5 GB` and what a device has, and the way out."""
-    assert cut.capacity is not None
-    shape, step = cut.shape, cut.step
-    static = memory.weights + memory.gradients + memory.optimizer
+    assert terms.capacity is not None
+    shape, training = terms.shape, need.training
+    static = training.weights + training.gradients + training.optimizer
     if shape.frozen:
         how = f"{shape.parameters / 1e9:.2f} B parameters, {shape.trainable / 1e9:.3f} B of them trained, take {static / 1e9:.1f} GB"
     else:
-        parts = step.processes if step.sharded else 1
-        each = f"{static * parts / shape.parameters:.0f} bytes" + (f" / {parts} processes" if step.sharded else "")
+        parts = terms.processes if terms.sharded else 1
+        each = f"{static * parts / shape.parameters:.0f} bytes" + (f" / {parts} processes" if terms.sharded else "")
         how = f"{shape.parameters / 1e9:.2f} B parameters × {each} = {static / 1e9:.1f} GB"
-    ways = ["--trainer.strategy sharded"] if step.processes > 1 and not step.sharded and not shape.frozen else []
-    ways += [] if shape.frozen else ["--config configs/lora.yaml"]
+    all_else = "with all else"
+    if training.total <= _REFUSED * terms.capacity:  # it is the validation that is too large
+        all_else = f"while {terms.eval_rows} records are validated at a time"
+        ways = [f"--data.eval_batch_size {_validated_at_a_time(terms)}"]
+    else:
+        ways = ["--trainer.strategy sharded"] if terms.processes > 1 and not terms.sharded and not shape.frozen else []
+        ways += [] if shape.frozen else ["--config configs/lora.yaml"]
     return (
-        f"{how} on every device, {memory.total / 1e9:.1f} GB with all else, and a device here has {cut.capacity / 1e9:.1f} GB: use "
+        f"{how} on every device, {need.peak / 1e9:.1f} GB {all_else}, and a device here has {terms.capacity / 1e9:.1f} GB: use "
         f"{', '.join([*ways, 'more or larger devices'])} or a smaller model; `mmcoref plan` shows what fits, and "
         "--model.check_memory false lets it run all the same."
     )
+
+
+def _validated_at_a_time(terms: Terms) -> int:
+    """The most records, halved again and again, that are validated in the memory that there is; 1 where not even that is."""
+    rows = terms.eval_rows
+    while rows > 1 and need_of(replace(terms, eval_rows=rows)).validation.total > (terms.capacity or 0):
+        rows //= 2
+    return rows
 
 
 def check_disk(folder: Path, checkpoint: int, *, model: str) -> None:

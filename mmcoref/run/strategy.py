@@ -77,7 +77,8 @@ def strategy_of(name: Any, processes: int) -> Strategy | Any:
     Raises:
         UserError: one that this program cannot train with.
     """
-    if isinstance(name, str) and name.startswith(("fsdp", "deepspeed")):
+    known = ("auto", *StrategyRegistry.available_strategies())
+    if isinstance(name, str) and (name not in known or name.startswith(("fsdp", "deepspeed"))):
         raise UserError(f"trainer.strategy: expected auto, ddp or sharded, got {name}; sharded cuts the model as FSDP does.")
     if name == SHARDED:
         return ShardedStrategy()

@@ -14,8 +14,9 @@ from transformers import LlamaConfig
 from mmcoref.data.sampler import batches_per_epoch, optimizer_steps
 from mmcoref.errors import UserError
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, Memory, training_flops
-from mmcoref.run import preflight
-from mmcoref.tools.plan import Need, Plan, is_sharded, need_of
+from mmcoref.run.preflight import checkpoint_bytes
+from mmcoref.run.terms import is_sharded, processes
+from mmcoref.tools.plan import Plan, planned
 
 UTILISATION = 0.4  # of the peak: what well-tuned training of such models reaches, with enough work in each pass
 # An H100 SXM's operations a second, by its data sheet, without sparsity. PyTorch computes fp32 without tensor cores unless told.
@@ -33,6 +34,7 @@ _NAMES = (
     "logits",
     "temporaries",
 )
+_PUBLISHED_WINDOW = 64  # records of an optimizer step: 8 GPUs, 2 on each, accumulated 4 times
 _NODE = 8  # GPUs of a machine, as they are sold
 
 Change = tuple[str, dict[str, dict[str, Any]]]  # options of the command line, and what they set
@@ -50,54 +52,53 @@ def show(plan: Plan, console: Console) -> None:
 
 def verdict(plan: Plan) -> str:
     """`fits: …`, or `does not fit: …, try …`, where what is to be tried fits by the same arithmetic."""
-    need = plan.need
-    size = _gb(need.peak, places=_places(plan))
-    said = f"{size} of {_gb(need.capacity)} GB ({need.peak / need.capacity:.0%}, of which plan uses up to {FULL:.0%})"
-    if need.fits:
+    peak, capacity = plan.need.peak, plan.machine.capacity
+    said = f"{_gb(peak, places=_places(plan))} of {_gb(capacity)} GB ({peak / capacity:.0%}, of which plan uses up to {FULL:.0%})"
+    if plan.fits:
         return f"fits: {said}."
     for options, other in ways_out(plan):
-        checkpointing = " with gradient checkpointing" if other.step.checkpointing else ""
-        return f"does not fit: {said}; try {options} ({_gb(other.peak)} GB{checkpointing})."
-    return f"does not fit: {said}; try devices of {_gb(int(need.peak / FULL) + 10**8)} GB, as nothing else that plan knows of fits."
+        checkpointing = " with gradient checkpointing" if other.need.step.checkpointing else ""
+        return f"does not fit: {said}; try {options} ({_gb(other.need.peak)} GB{checkpointing})."
+    return f"does not fit: {said}; try devices of {_gb(int(peak / FULL) + 10**8)} GB, as nothing else that plan knows of fits."
 
 
-def ways_out(plan: Plan) -> Iterator[tuple[str, Need]]:
-    """(options, what they take) of settings that fit, those nearest to the given ones first."""
+def ways_out(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """(options, the plan with them) of settings that fit, those nearest to the given ones first."""
     for options, change in _changes(plan):
         changed = plan.settings | {section: plan.settings[section] | values for section, values in change.items()}
         name, trainer = changed["model"]["name"], changed["trainer"]
-        config = plan.config if name == plan.settings["model"]["name"] else LlamaConfig(**PUBLISHED_SHAPES[name])
-        machine = replace(plan.machine, processes=preflight.processes(trainer), nodes=int(trainer.get("num_nodes") or 1))
-        if (need := need_of(changed, config, plan.lengths, machine)).fits:
-            yield options, need
+        config = plan.terms.config if name == plan.settings["model"]["name"] else LlamaConfig(**PUBLISHED_SHAPES[name])
+        machine = replace(plan.machine, processes=processes(trainer), nodes=trainer["num_nodes"])
+        if (other := planned(changed, config, plan.lengths, machine)).fits:
+            yield options, other
 
 
 def _changes(plan: Plan) -> Iterator[Change]:
     model, data, trainer = (plan.settings[section] for section in ("model", "data", "trainer"))
-    whole, adapters, processes = not is_sharded(trainer), bool(model.get("lora_rank")), plan.machine.processes
-    if model.get("gradient_checkpointing") is False:
+    whole, adapters, several = not is_sharded(trainer), bool(model["lora_rank"]), plan.machine.processes
+    if model["gradient_checkpointing"] is False:
         yield "--model.gradient_checkpointing true", {"model": {"gradient_checkpointing": True}}
-    if data.get("micro_batch_size"):
+    if data["micro_batch_size"]:
         yield "--data.micro_batch_size 1", {"data": {"micro_batch_size": 1}}
         yield (
             "--data.micro_batch_size 1 --model.gradient_checkpointing true",
             {"data": {"micro_batch_size": 1}, "model": {"gradient_checkpointing": True}},
         )
-    rows = data.get("eval_batch_size") or 16
+    rows = data["eval_batch_size"]
     for fewer in (rows // 2, rows // 4, 1):
         if 0 < fewer < rows:
             yield f"--data.eval_batch_size {fewer}", {"data": {"eval_batch_size": fewer}}
-    if whole and not adapters and processes > 1:
+    if whole and not adapters and several > 1:
         yield "--trainer.strategy sharded", {"trainer": {"strategy": "sharded"}}
     if not adapters:
         yield "--config configs/lora.yaml", {"model": {"lora_rank": _LORA_RANK}, "trainer": {"strategy": "ddp"}}
     for nodes in (1, 2, 4, 8) if not adapters and not plan.machine.cpu else ():
-        records = data["batch_size"] * (trainer.get("accumulate_grad_batches") or 1) * processes  # of an optimizer step, which stay
+        records = data["batch_size"] * trainer["accumulate_grad_batches"] * several  # of an optimizer step, which stay
         accumulate, rest = divmod(records, _NODE * nodes * data["batch_size"])
-        if _NODE * nodes > processes and not rest:
+        if _NODE * nodes > several and not rest:
             more = {"strategy": "sharded", "devices": _NODE, "num_nodes": nodes, "accumulate_grad_batches": accumulate}
             yield " ".join(f"--trainer.{key} {value}" for key, value in more.items()), {"trainer": more}
-    if model["name"] in PUBLISHED_SHAPES and data.get("prompt") != "chat":  # the smaller ones have no chat template
+    if model["name"] in PUBLISHED_SHAPES and data["prompt"] != "chat":  # the smaller ones have no chat template
         names = list(PUBLISHED_SHAPES)
         yield from ((f"--model.name {name}", {"model": {"name": name}}) for name in reversed(names[: names.index(model["name"])]))
 
@@ -114,17 +115,19 @@ def _memory(plan: Plan) -> Table:
     table = Table(title=Text(title), title_justify="left")
     table.add_column("training", overflow="fold")
     table.add_column("GB", justify="right")
-    table.add_column(f"of {_gb(need.capacity)} GB", justify="right")
+    table.add_column(f"of {_gb(machine.capacity)} GB", justify="right")
     about, places = _about(plan), _places(plan)
 
     def add(name: str, size: int, *, last: bool = False) -> None:
-        table.add_row(Text(name), _gb(size, places=places), f"{size / need.capacity:.1%}", end_section=last)
+        table.add_row(Text(name), _gb(size, places=places), f"{size / machine.capacity:.1%}", end_section=last)
 
+    absent = {"buckets": how != "ddp", "gathered": how != "sharded"}
     for name, field, size in zip(_NAMES, Memory._fields, need.training, strict=True):
-        add(name + about.get(field, ""), size, last=field == Memory._fields[-1])
+        if not absent.get(field):
+            add(name + about.get(field, ""), size, last=field == Memory._fields[-1])
     add("total", need.training.total)
-    rows = plan.settings["data"].get("eval_batch_size") or 16
-    add(f"total between epochs ({_records(rows)} validated at a time)", need.validation.total)
+    if rows := plan.terms.eval_rows:
+        add(f"total between epochs ({_records(rows)} validated at a time)", need.validation.total)
     return table
 
 
@@ -135,7 +138,7 @@ def _places(plan: Plan) -> int:
 
 def _about(plan: Plan) -> dict[str, str]:
     """What entries were reckoned for."""
-    step, shape, estimated = plan.need.step, plan.need.shape, ", estimated" if plan.lengths.estimated else ""
+    step, shape, estimated = plan.need.step, plan.terms.shape, ", estimated" if plan.lengths.estimated else ""
     return {
         "weights": f" ({shape.parameters:,} parameters)",
         "gradients": f" ({shape.trainable:,} trained)",
@@ -154,7 +157,7 @@ def _run(plan: Plan) -> Table:
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     table.add_row("train records", f"{len(trained):,}, of {sum(trained) / len(trained):.0f} tokens, at most {max(trained):,}{estimated}")
-    table.add_row("optimizer step", f"{_records(window * machine.processes)}, {window:,} a process")
+    table.add_row("optimizer step", f"{_records(window * machine.processes)}, {window:,} a process{_as_published(plan)}")
     together = "in one row" if plan.need.packed else "padded to one length"
     table.add_row("micro-batches", f"{step.micro_batches:,} of {_records(step.records)} {together}")
     table.add_row("gradient checkpointing", "yes" if step.checkpointing else "no")
@@ -167,12 +170,23 @@ def _run(plan: Plan) -> Table:
     return table
 
 
+def _as_published(plan: Plan) -> str:
+    """That a published model's step has other records than it had, as it has on fewer GPUs if nothing else is changed."""
+    step, processes = plan.need.step, plan.machine.processes
+    if plan.settings["model"]["name"] not in PUBLISHED_SHAPES or step.records * step.micro_batches * processes == _PUBLISHED_WINDOW:
+        return ""
+    accumulate, rest = divmod(_PUBLISHED_WINDOW, processes * plan.settings["data"]["batch_size"])
+    return f"; {_PUBLISHED_WINDOW} as published" + ("" if rest else f": --trainer.accumulate_grad_batches {accumulate}")
+
+
 def _time(plan: Plan, flops: float) -> str:
     if plan.machine.cpu:
         return "hours are not estimated for processors"
     peak = _PEAK_OF.get(plan.need.step.precision, _PEAK)
-    hours = flops / (plan.machine.processes * peak * UTILISATION) / 3600
-    return f"{hours:.2g} hours at {UTILISATION:.2f} of an H100's {peak / 1e12:.0f} TFLOP/s, assumed, without validation"
+    seconds = flops / (plan.machine.processes * peak * UTILISATION)
+    unit, of_them = next((name, each) for name, each in (("hours", 3600), ("minutes", 60), ("seconds", 1)) if seconds >= each or each == 1)
+    took = f"{seconds / of_them:.2g} {unit}"
+    return f"{took} at {UTILISATION:.2f} of an H100's {peak / 1e12:.0f} TFLOP/s, assumed, without validation"
 
 
 # ---------------------------------------------------------------------- the run
@@ -187,7 +201,7 @@ def run_length(plan: Plan) -> tuple[int, float]:
     trainer, step, lengths = plan.settings["trainer"], plan.need.step, plan.lengths
     epoch = batches_per_epoch(
         len(lengths.trained), batch_size=step.records, accumulate=step.micro_batches, num_replicas=plan.machine.processes,
-        whole_windows=plan.settings["data"].get("recipe") == "published",
+        whole_windows=plan.settings["data"]["recipe"] == "published",
     )  # fmt: skip
     if not epoch:
         raise UserError(
@@ -195,19 +209,19 @@ def run_length(plan: Plan) -> tuple[int, float]:
         )
     ends = {name: trainer.get(name) for name in ("max_epochs", "max_steps")}
     steps = optimizer_steps(epoch, accumulate=step.micro_batches, limit=trainer.get("limit_train_batches"), **ends)
-    an_epoch = training_flops(plan.need.shape, lengths.trained, sum(lengths.answers), checkpointing=step.checkpointing)
+    an_epoch = training_flops(plan.terms.shape, lengths.trained, sum(lengths.answers), checkpointing=step.checkpointing)
     return steps, an_epoch * steps / -(-epoch // step.micro_batches)
 
 
 def disk(plan: Plan) -> int:
     """Bytes of checkpoints: the last one, the best one where one is chosen, and one that is being written."""
-    files = 3 if plan.settings["data"].get("val_size") else 2
-    return files * preflight.checkpoint_bytes(plan.need.shape, plan.settings["model"]["name"])
+    files = 3 if plan.settings["data"]["val_size"] else 2
+    return files * checkpoint_bytes(plan.terms.shape, plan.settings["model"]["name"])
 
 
 def host_memory(plan: Plan) -> int:
     """Bytes of each machine's memory. Weights pass through it a matrix at a time, unless it is there that they are used."""
-    shape = plan.need.shape
+    shape = plan.terms.shape
     each = _HOST_BYTES_PER_PROCESS + 4 * max(shape.head, shape.widest) + (plan.need.peak if plan.machine.cpu else 0)
     return each * (plan.machine.processes // plan.machine.nodes)
 

@@ -72,6 +72,7 @@ def test_a_run_of_adapters_is_saved_without_the_model_tested_and_gone_on_with(
     arguments = ["--model.name", str(base), "--data.path", str(data_file), "--model.lora_rank", "4", "--model.lr", "1e-2", *CPU]
     assert main(["fit", *arguments, "--model.warmup_steps", "2", "--trainer.max_epochs", "2"]) == 0
     last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    assert f"checkpoint (adapters, beside {base}): {last}; next: " in capsys.readouterr().err
     stored = torch.load(last, weights_only=True)
     assert len(stored["state_dict"]) == 28
     assert all(".lora_" in name for name in stored["state_dict"])

@@ -100,7 +100,7 @@ def relative_error(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor
 def test_every_split_of_a_window_gives_the_gradient_of_the_mean_over_its_answer_tokens(
     llama_folder: Path, fifteen: Path, records: int, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmcoref.model.windows.can_pack", lambda *_: packed)
+    monkeypatch.setattr("mmcoref.model.need.can_pack", lambda *_: packed)
     seen = Gradients()
     module, trainer = fit(llama_folder, fifteen, 2, 4, micro_batch_size=records, callbacks=[seen], lr=0.0, weight_decay=0.0)
     data = module.data

@@ -20,9 +20,10 @@ from transformers import AutoConfig, LlamaConfig
 from mmcoref.data.encode import Example
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.errors import UserError
+from mmcoref.model import need
 from mmcoref.model.memory import Memory, shape_of
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run import preflight
+from mmcoref.run import preflight, terms
 from tests.conftest import dialogue
 
 
@@ -102,6 +103,21 @@ def test_without_a_network_the_cache_is_named() -> None:
     assert "give the folder of a copy you have" in done.stderr
 
 
+def settings(name: str = "tiny", **trainer: Any) -> dict[str, Any]:
+    """Of a fit, as far as they are looked at before there is a trainer."""
+    return {
+        "model": {
+            "name": name, "lora_rank": 0, "lora_alpha": 32.0, "lora_dropout": 0.0, "lora_targets": None,
+            "gradient_checkpointing": None, "check_memory": True,
+        },
+        "data": {"batch_size": 2, "micro_batch_size": None, "eval_batch_size": 16, "recipe": "mmcoref"},
+        "trainer": {
+            "accelerator": "gpu", "devices": 8, "num_nodes": 1, "strategy": "auto", "precision": "16-mixed", "accumulate_grad_batches": 4,
+            "limit_train_batches": None, "limit_val_batches": None, "val_check_interval": None,
+        } | trainer,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("there", "devices", "way_out"),
     [
@@ -115,16 +131,64 @@ def test_without_a_network_the_cache_is_named() -> None:
 def test_fewer_gpus_keep_the_records_of_a_step(there: int, devices: Any, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     with pytest.raises(UserError) as raised:
-        preflight.check_devices({"accelerator": "gpu", "devices": devices, "accumulate_grad_batches": 4}, batch_size=2)
-    assert str(raised.value).endswith(f"this machine has {there}: use {way_out}, which keeps 64 records an optimizer step.")
+        preflight.check_devices(settings(devices=devices), training=True)
+    said = f"ask for 8 GPUs and this machine has {there or 'none'}: use {way_out}, which keeps 64 records an optimizer step."
+    assert str(raised.value).endswith(said)
+
+
+def test_a_test_on_fewer_gpus_takes_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(UserError, match=r"ask for 8 GPUs and this machine has 3: use --trainer\.devices 3\.$"):
+        preflight.check_devices(settings(), training=False)
+
+
+@pytest.mark.parametrize(
+    ("training", "memory", "said"),
+    [
+        (
+            True,
+            100 * 10**9,
+            "nor the memory to do without (8.03 B parameters take at least 132.1 GB, it has 100.0 GB): `mmcoref plan` says",
+        ),
+        (True, 200 * 10**9, "use --trainer.accelerator cpu"),
+        (False, 20 * 10**9, "nor the memory to do without (8.03 B parameters take at least 32.1 GB, it has 20.0 GB)"),
+        (False, 100 * 10**9, "use --trainer.accelerator cpu --trainer.devices 1."),
+    ],
+)
+def test_processors_are_not_proposed_for_what_they_cannot_hold(
+    training: bool, memory: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for module in (preflight, terms):
+        monkeypatch.setattr(module, "machine_memory", lambda: memory)
+    LlamaConfig(**LLAMA_3_1_8B).save_pretrained(tmp_path)
+    for name in ("meta-llama/Llama-3.1-8B", str(tmp_path)):
+        with pytest.raises(UserError) as raised:
+            preflight.check_devices(settings(name, strategy="sharded"), training=training)
+        assert said in str(raised.value)
+
+
+def test_a_published_model_that_no_device_here_holds_is_refused_before_the_hub_is_asked(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    asked = settings("meta-llama/Llama-3.1-8B", strategy="ddp")
+    with pytest.raises(UserError, match=r"8\.03 B parameters × 16 bytes = 128\.5 GB on every device"):
+        preflight.check_known_model(asked)
+    preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", strategy="sharded"))
+    preflight.check_known_model(settings("someone/8b", strategy="ddp"))
+    asked["model"]["check_memory"] = False
+    preflight.check_known_model(asked)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(terms, "machine_memory", lambda: 100 * 10**9)
+    with pytest.raises(UserError, match=r"a device here has 100\.0 GB"):
+        preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="auto", devices=1))
 
 
 def test_enough_gpus_and_other_machines_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    preflight.check_devices({"accelerator": "gpu", "devices": 8, "accumulate_grad_batches": 4}, batch_size=2)
+    preflight.check_devices(settings(), training=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for accelerator, devices in (("cpu", 8), ("auto", "auto"), ("gpu", -1)):
-        preflight.check_devices({"accelerator": accelerator, "devices": devices}, batch_size=2)
+        preflight.check_devices(settings(accelerator=accelerator, devices=devices), training=True)
 
 
 LLAMA_3_1_8B: dict[str, Any] = {
@@ -154,7 +218,7 @@ def fit_of_8b(strategy: str, processes: int, **settings: Any) -> tuple[MMCorefMo
 
     class Trainer:
         accumulate_grad_batches, num_devices, precision = 4, processes, "16-mixed"
-        limit_train_batches, val_check_interval, world_size = 1.0, 1.0, processes
+        limit_train_batches, limit_val_batches, val_check_interval, world_size = 1.0, 1.0, 1.0, processes
 
     trainer = Trainer()
     trainer.strategy = Sharded() if strategy == "sharded" else Whole()  # type: ignore[attr-defined]
@@ -195,7 +259,7 @@ def test_from_90_percent_it_warns_and_above_110_it_refuses(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("mmcoref"), "propagate", True)
     memory = Memory(weights=int(share * gpu.total_memory))
-    monkeypatch.setattr(preflight, "training_memory", lambda *_: memory)
+    monkeypatch.setattr(need, "training_memory", lambda *_: memory)
     if refused:
         with pytest.raises(UserError):
             preflight.check_memory(*fit_of_8b("ddp", 8))
@@ -224,12 +288,29 @@ def test_a_checkpoint_has_12_bytes_of_what_is_trained_and_adapters_stand_alone()
 
 
 def test_adapters_are_looked_at_before_anything_is_loaded(llama_folder: Path) -> None:
-    config = AutoConfig.from_pretrained(llama_folder)
-    lora = {"lora_rank": 2, "lora_alpha": 4.0, "lora_dropout": 0.0, "lora_targets": ["q_proj", "query"]}
+    config, asked = AutoConfig.from_pretrained(llama_folder), settings(str(llama_folder), strategy="ddp")
+    asked["model"] |= {"lora_rank": 2, "lora_targets": ["q_proj", "query"]}
     with pytest.raises(UserError, match="no linear layer 'query'"):
-        preflight.check_adapters(config, lora, {"strategy": "ddp"})
+        terms.shape_of_fit(config, asked)
+    asked["model"]["lora_targets"] = None
+    assert terms.shape_of_fit(config, asked).frozen
+    asked["trainer"]["strategy"] = "sharded"
     with pytest.raises(UserError, match=r"use --trainer\.strategy ddp"):
-        preflight.check_adapters(config, lora | {"lora_targets": None}, {"strategy": "sharded"})
+        terms.shape_of_fit(config, asked)
+
+
+def test_a_validation_that_is_too_large_names_the_rows_that_are_not(gpu: Any) -> None:
+    module, data, trainer = fit_of_8b("sharded", 8)
+    data.hparams["eval_batch_size"] = 4096
+    with pytest.raises(UserError) as raised:
+        preflight.check_memory(module, data, trainer)
+    said = str(raised.value)
+    assert "GB while 4096 records are validated at a time, and a device here has 80.0 GB: use --data.eval_batch_size " in said
+    data.hparams["eval_batch_size"] = int(said.split("--data.eval_batch_size ")[1].split(",")[0])
+    preflight.check_memory(module, data, trainer)
+    data.hparams["eval_batch_size"] = 4096
+    trainer.limit_val_batches = 0
+    preflight.check_memory(module, data, trainer)
 
 
 def test_a_disk_too_small_for_the_download_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

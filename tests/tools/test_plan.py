@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import socket
@@ -18,24 +19,29 @@ from transformers import PreTrainedTokenizerFast
 
 from mmcoref.cli import main
 from mmcoref.data.encode import Encoder
+from mmcoref.data.file import read_records
+from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.record import Record
 from mmcoref.errors import UserError
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, training_flops
-from mmcoref.run import preflight
-from mmcoref.tools import plan as plan_module
-from mmcoref.tools.plan import Plan, machine_of, parse_memory, plan_of, run
+from mmcoref.run import terms
+from mmcoref.run.terms import machine_of, parse_memory
+from mmcoref.tools.plan import Plan, plan_of, run
 from mmcoref.tools.plan_table import disk, host_memory, run_length, show, verdict, ways_out
+from tests.conftest import published_path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "model": {"name": "tiny", "lora_rank": 0, "lora_targets": None, "gradient_checkpointing": None},
+    "model": {
+        "name": "tiny", "lora_rank": 0, "lora_alpha": 32.0, "lora_dropout": 0.0, "lora_targets": None, "gradient_checkpointing": None,
+    },
     "data": {
         "path": "data/ai_response.json", "prompt": "base", "val_size": 0, "limit": None, "max_tokens": 512, "overlength": "raise",
         "batch_size": 2, "micro_batch_size": None, "eval_batch_size": 16, "recipe": "mmcoref", "sample_train": 1380, "sample_seed": 0,
     },
     "trainer": {
-        "accelerator": "auto", "devices": "auto", "num_nodes": 1, "strategy": "auto", "precision": None,
-        "accumulate_grad_batches": 1, "max_epochs": 30, "max_steps": -1, "limit_train_batches": None, "val_check_interval": None,
+        "accelerator": "auto", "devices": "auto", "num_nodes": 1, "strategy": "auto", "precision": None, "accumulate_grad_batches": 1,
+        "max_epochs": 30, "max_steps": -1, "limit_train_batches": None, "limit_val_batches": None, "val_check_interval": None,
     },
 }  # fmt: skip
 SMALL, MIDDLE, LARGE, INSTRUCT = PUBLISHED_SHAPES
@@ -83,7 +89,7 @@ def test_a_published_model_is_planned_offline(name: str) -> None:
         assert (training.weights, training.optimizer) == (weights, 2 * weights)
         assert need.validation.weights + need.validation.gradients + need.validation.optimizer == 4 * weights  # 16 bytes a parameter
         assert need.peak >= training.total > 3 * weights
-    assert cut.training.buckets == cut.training.casts * (not cut.shape.tied) == 0
+    assert cut.training.buckets == whole.training.buckets == 0
     assert whole.training.gathered == 0 < cut.training.gathered
 
 
@@ -122,16 +128,16 @@ def test_the_run_as_the_command_line_has_it(capsys: pytest.CaptureFixture[str]) 
 
 def test_what_is_proposed_fits(capsys: pytest.CaptureFixture[str]) -> None:
     refused = plan("8b", trainer__strategy="ddp")
-    options, need = next(ways_out(refused))
+    options, other = next(ways_out(refused))
     assert options == "--trainer.strategy sharded"
-    assert need == plan("8b", trainer__strategy="sharded").need
+    assert other.need == plan("8b", trainer__strategy="sharded").need
     assert run(settings("8b", trainer__strategy="ddp"), gpu_memory="80GB") == 1
     assert run(settings("8b", trainer__strategy="sharded"), gpu_memory="80GB") == 0
     assert "does not fit" in capsys.readouterr().out
     ways = dict(ways_out(refused))
-    assert ways["--config configs/lora.yaml"] == plan("8b", "lora").need
-    assert ways[f"--model.name {MIDDLE}"] == plan("8b", model__name=MIDDLE, trainer__strategy="ddp").need
-    assert all(need.peak <= FULL * 80e9 for need in ways.values())
+    assert ways["--config configs/lora.yaml"].need == plan("8b", "lora").need
+    assert ways[f"--model.name {MIDDLE}"].need == plan("8b", model__name=MIDDLE, trainer__strategy="ddp").need
+    assert all(way.need.peak <= FULL * 80e9 for way in ways.values())
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,7 @@ def test_what_is_proposed_fits(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_the_nearest_way_out_is_proposed(options: dict[str, Any], gpu_memory: str, proposed: str) -> None:
     refused = plan("1b", gpu_memory=gpu_memory, **options)
-    assert not refused.need.fits
+    assert not refused.fits
     assert f"try {proposed} (" in verdict(refused)
 
 
@@ -160,12 +166,13 @@ def test_base_models_are_not_proposed_for_a_chat() -> None:
 
 def test_more_gpus_keep_the_records_of_a_step() -> None:
     refused = plan("8b", gpu_memory="24GB", trainer__strategy="sharded")
-    options, need = next(ways_out(refused))
+    options, other = next(ways_out(refused))
     more = "--trainer.strategy sharded --trainer.devices 8 --trainer.num_nodes 2 --trainer.accumulate_grad_batches 2"
     assert options == more
-    assert need.step.processes * need.step.records * need.step.micro_batches == 64
+    step = other.need.step
+    assert step.processes * step.records * step.micro_batches == 64
     changed = {"trainer__num_nodes": 2, "trainer__accumulate_grad_batches": 2, "trainer__strategy": "sharded"}
-    assert need == plan("8b", gpu_memory="24GB", **changed).need
+    assert other.need == plan("8b", gpu_memory="24GB", **changed).need
 
 
 def test_where_nothing_fits_the_size_that_would_is_named() -> None:
@@ -178,9 +185,9 @@ def test_where_nothing_fits_the_size_that_would_is_named() -> None:
 
 def test_adapters_let_8b_fit_data_parallelism() -> None:
     fits = plan("8b", "lora")
-    assert fits.need.fits
+    assert fits.fits
     adapters = 16 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
-    assert fits.need.shape.trainable == adapters
+    assert fits.terms.shape.trainable == adapters
     assert disk(fits) == 2 * 12 * adapters
     assert "gradients (41,943,040 trained) │ 0.2" in " ".join(printed(fits).split())
 
@@ -204,9 +211,21 @@ def test_without_a_data_file_the_published_lengths_are_taken() -> None:
 def test_without_a_tokenizer_characters_are_counted(data_file: Path) -> None:
     lengths = plan("1b", data__path=str(data_file)).lengths
     assert lengths.estimated
-    assert "0.68 tokens a character" in lengths.source
+    assert "0.60 tokens a character" in lengths.source
     assert len(lengths.trained) == 9  # of twelve records
+    record = read_records(data_file).records[0]
+    prompt, answer = (math.ceil(rate * len(text)) + 1 for rate, text in ((0.60, prompt_text(record)), (0.71, answer_text(record.gold))))
+    assert (lengths.trained[0], lengths.answers[0]) == (prompt + answer, answer)
+    assert lengths.option >= max(lengths.answers)
     assert "estimated" in printed(plan("1b", data__path=str(data_file)))
+
+
+def test_the_published_tokens_are_estimated_within_two_percent() -> None:
+    estimated, counted = plan("1b", data__path=published_path()).lengths, plan("1b").lengths
+    assert sum(estimated.trained) == pytest.approx(sum(counted.trained), rel=0.02)
+    for share in (-1, -8):  # the longest, which decide the memory
+        assert sum(sorted(estimated.trained)[share:]) == pytest.approx(sum(sorted(counted.trained)[share:]), rel=0.03)
+    assert plan("8b", data__path=published_path()).need.peak == pytest.approx(plan("8b").need.peak, rel=0.01)
 
 
 def test_a_folder_with_a_tokenizer_is_counted_exactly(
@@ -217,12 +236,12 @@ def test_a_folder_with_a_tokenizer_is_counted_exactly(
     assert not counted.lengths.estimated
     assert counted.lengths.trained == tuple(example.trained_tokens for example in examples)
     assert counted.lengths.answers == tuple(len(example.answer_ids) for example in examples)
-    assert counted.config.hidden_size == 32
+    assert counted.terms.config.hidden_size == 32
     assert "estimated" not in printed(counted)
     held_out = plan(model__name=str(llama_folder), data__path=str(data_file), data__val_size=3)
     assert len(held_out.lengths.trained) == 6
     assert plan(model__name=str(llama_folder), data__path=str(data_file), data__limit=2).lengths.trained == counted.lengths.trained[:2]
-    assert disk(held_out) == 3 * 12 * held_out.need.shape.parameters  # the last one, the best one, one that is being written
+    assert disk(held_out) == 3 * 12 * held_out.terms.shape.parameters  # the last one, the best one, one that is being written
 
 
 def test_the_cache_is_looked_into(llama_folder: Path, data_file: Path) -> None:
@@ -231,7 +250,7 @@ def test_the_cache_is_looked_into(llama_folder: Path, data_file: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     known = plan(model__name="owner/model", data__path=str(data_file))
-    assert known.config.hidden_size == 32
+    assert known.terms.config.hidden_size == 32
     assert not known.lengths.estimated
 
 
@@ -244,7 +263,7 @@ def test_nothing_is_asked_for_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.setattr(socket.socket, "connect", refused)
-    assert plan("8b").need.shape.layers == 32
+    assert plan("8b").terms.shape.layers == 32
     with pytest.raises(UserError):
         plan(model__name="owner/model")
     assert not asked
@@ -271,11 +290,11 @@ def test_steps_operations_and_hours_are_reckoned() -> None:
     steps, flops = run_length(known)
     assert steps == 660
     lengths = known.lengths
-    assert flops == pytest.approx(30 * training_flops(known.need.shape, lengths.trained, sum(lengths.answers)))
+    assert flops == pytest.approx(30 * training_flops(known.terms.shape, lengths.trained, sum(lengths.answers)))
     # 7.0 B weights in blocks, the last MLP's 0.18 B less, for 426 thousand tokens in 30 epochs.
     assert flops == pytest.approx(6 * (7_504_658_432 - 525_336_576 - 176_160_768) * 426_000 * 30, rel=0.05)
-    hours = flops / (8 * 989e12 * 0.4) / 3600
-    assert f"{hours:.2g} hours at 0.40 of an H100's 989 TFLOP/s" in " ".join(printed(known).split())
+    minutes = flops / (8 * 989e12 * 0.4) / 60
+    assert f"{minutes:.2g} minutes at 0.40 of an H100's 989 TFLOP/s" in " ".join(printed(known).split())
     again = plan("8b", model__gradient_checkpointing=True)
     assert run_length(again)[1] > 1.2 * flops
     full = plan("1b", trainer__precision="32-true")
@@ -300,6 +319,35 @@ def test_what_ends_the_run_is_minded(options: dict[str, Any], steps: int) -> Non
         assert run_length(limited)[1] == pytest.approx(run_length(whole)[1] * steps / 660)
 
 
+@pytest.mark.parametrize(("epochs", "seconds", "unit"), [(900, 3600, "hours"), (60, 60, "minutes"), (1, 1, "seconds")])
+def test_a_run_is_told_in_hours_minutes_or_seconds(epochs: int, seconds: int, unit: str) -> None:
+    known = plan("8b", trainer__max_epochs=epochs)
+    assert f"{run_length(known)[1] / (8 * 989e12 * 0.4) / seconds:.2g} {unit} at 0.40" in " ".join(printed(known).split())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "64 records, 8 a process │"),
+        ({"trainer__devices": 4}, "32 records, 8 a process; 64 as published: --trainer.accumulate_grad_batches 8 │"),
+        ({"trainer__devices": 3}, "24 records, 8 a process; 64 as published │"),  # 3 does not divide them
+    ],
+)
+def test_a_step_of_other_records_than_published_is_told(options: dict[str, Any], said: str) -> None:
+    assert f"optimizer step │ {said}" in " ".join(printed(plan("1b", **options)).split())
+
+
+def test_rows_that_a_strategy_has_not_are_not_there() -> None:
+    alone, ddp, sharded = (
+        printed(plan("1b", trainer__devices=devices, trainer__strategy=strategy))
+        for devices, strategy in ((1, "auto"), (8, "ddp"), (8, "sharded"))
+    )
+    assert ["DDP buckets" in text for text in (alone, ddp, sharded)] == [False, True, False]
+    assert ["gathered weights" in text for text in (alone, ddp, sharded)] == [False, False, True]
+    assert "between epochs (16 records validated at a time)" in ddp
+    assert "between epochs" not in printed(plan("1b", trainer__limit_val_batches=0))
+
+
 def test_memory_of_a_machine_is_its_processes() -> None:
     one, eight = plan("8b", trainer__devices=1, trainer__strategy="auto"), plan("8b")
     assert host_memory(eight) == 8 * host_memory(one) == 8 * (3 * 10**9 + 4 * 525_336_576)
@@ -317,14 +365,14 @@ def test_a_memory_is_read() -> None:
 
 @pytest.mark.parametrize("text", ["80", "GB", "eighty GB", "0GB", "-80GB", "80GB each", ""])
 def test_a_memory_that_is_none_is_told_in_a_sentence(text: str) -> None:
-    with pytest.raises(UserError, match="expected a number and a unit, such as 80GB"):
+    with pytest.raises(UserError, match="expected a number above 0 and a unit, such as 80GB"):
         run(settings("8b"), gpu_memory=text)
 
 
 def test_the_smallest_gpu_here_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(plan_module, "device_memory", lambda device: (40 - device.index) * 10**9)
-    machine = machine_of({"accelerator": "gpu", "devices": "auto"}, None)
+    monkeypatch.setattr(terms, "device_memory", lambda device: (40 - device.index) * 10**9)
+    machine = machine_of({"accelerator": "gpu", "devices": "auto", "num_nodes": 1}, None)
     assert (machine.processes, machine.capacity, machine.source, machine.note) == (2, 39 * 10**9, "the smallest here", "")
 
 
@@ -381,9 +429,3 @@ def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing of the kind"}')
     with pytest.raises(UserError, match="its config cannot be read"):
         plan(model__name=str(tmp_path))
-
-
-def test_settings_that_do_not_exist_yet_are_not_needed() -> None:
-    least = {"model": {"name": SMALL}, "data": {"path": "data/ai_response.json", "batch_size": 2}, "trainer": {"max_epochs": 1}}
-    assert plan_of(least, "80GB").need.fits
-    assert preflight.processes(least["trainer"]) == 1
