@@ -15,10 +15,10 @@ from __future__ import annotations
 import importlib
 import random
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -26,33 +26,17 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from benchmarks.turns import WEIGHT_DECAY, WINDOW, Job, Turns, length
+from benchmarks.turns import WEIGHT_DECAY, WINDOW, Job, Train, Turn, Turns, Way, length
 from mmcoref.data.batch import IGNORED
 from mmcoref.data.encode import Example
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.errors import UserError
 
-_TRIAL_STEPS = 3  # the first warms up, the faster of the others counts
+_TRIAL_STEPS = 2
 _FLAT = "-flat"
 
 Row = tuple[list[int], list[int]]  # ids and labels of a record
-
-
-class Trial(NamedTuple):
-    """What a trial of TRL's settings found.
-
-    Attributes:
-        rates: setting -> tokens/s.
-        different: of the records that its collator laid out, those whose ids or labels are not ours.
-        records: that it laid out.
-        tokens: of these.
-    """
-
-    rates: dict[str, float]
-    different: int
-    records: int
-    tokens: int
 
 
 def check_setting(setting: str) -> None:
@@ -97,28 +81,39 @@ def train_with_trl(job: Job, turns: Turns, *, head_at_answers: bool = False) -> 
     made = windows(data.train, job.steps)
     dataset, trainer = _dataset(made), _trainer(head_at_answers=head_at_answers)
     turns.building()
-    trainer(job, data, job.trl, job.steps, dataset, _TrlTurns(turns, made, job.checked)).train()
+    sft = trainer(job, data, dataset, _TrlTurns(turns, made, job.checked))
+    examples = [example for window in made for example in window]
+    rows = zip(_rows(sft.get_train_dataloader()), map(_row, examples), strict=True)
+    turns.different = sum(theirs != ours for theirs, ours in rows)
+    sft.train()
 
 
-train_with_trl_at_answers = partial(train_with_trl, head_at_answers=True)
+train_with_trl_at_answers: Train = partial(train_with_trl, head_at_answers=True)
 
 
-def try_settings(job: Job, turns: Turns, *, settings: Sequence[str]) -> None:
-    """Says which `Trial` it made of the settings."""
-    data = job.data()
-    made = windows(data.train, _TRIAL_STEPS)
-    dataset, trainer = _dataset(made), _trainer()
-    rates, rows = {}, []
-    for setting in settings:
-        clock = _Clock()
-        sft = trainer(job, data, setting, _TRIAL_STEPS, dataset, clock)
-        rows = list(_rows(sft.get_train_dataloader()))
-        sft.train()
-        took = zip(made[1:], clock.steps[1:], strict=True)
-        rates[setting] = max(sum(length(example) for example in window) / seconds for window, seconds in took)
-    ours = [_row(example) for window in made for example in window]
-    different = sum(theirs != mine for theirs, mine in zip(rows, ours, strict=True))
-    turns.say(Trial(rates, different, len(rows), sum(len(ids) for ids, _ in rows)))
+def try_settings(train: Train, job: Job, settings: Sequence[str], tokens: Callable[[Turn], int]) -> dict[str, float]:
+    """Tokens/s of a way with each of TRL's settings, on the same records.
+
+    Args:
+        train: the way.
+        job: that it is given, but for the setting.
+        settings: to try.
+        tokens: of a turn.
+    """
+    ways = {setting: Way(train, replace(job, trl=setting)) for setting in settings}
+    rates = {}
+    try:
+        for way in ways.values():
+            way.ready()
+        for setting, way in ways.items():
+            way.turn(1)
+            turn = way.turn(_TRIAL_STEPS)
+            rates[setting] = tokens(turn) / turn.seconds
+            way.close()
+    finally:
+        for way in ways.values():
+            way.close()
+    return rates
 
 
 def _row(example: Example) -> Row:
@@ -146,17 +141,17 @@ def _dataset(made: Sequence[Sequence[Example]]) -> Any:
     return datasets.Dataset.from_list([{"prompt": prompt_text(record), "completion": answer_text(record.gold)} for record in records])
 
 
-def _settings(job: Job, setting: str, steps: int) -> Any:
+def _settings(job: Job) -> Any:
     """TRL's, all that make it fast among them."""
-    size = int(setting.removesuffix(_FLAT))
+    size = int(job.trl.removesuffix(_FLAT))
     return load("trl").SFTConfig(
         output_dir=tempfile.mkdtemp(dir=job.folder),
         per_device_train_batch_size=size,
         gradient_accumulation_steps=WINDOW // size,
         train_sampling_strategy="sequential",  # of windows that were grouped by length
-        padding_free=setting.endswith(_FLAT),
+        padding_free=job.trl.endswith(_FLAT),
         max_length=None,
-        max_steps=steps,
+        max_steps=job.steps,
         learning_rate=job.lr,
         weight_decay=WEIGHT_DECAY,
         lr_scheduler_type="linear",
@@ -183,9 +178,8 @@ def _trainer(*, head_at_answers: bool = False) -> Callable[..., Any]:
     if head_at_answers:
         kind = type("HeadAtAnswers", (kind,), {"compute_loss": _loss_at_answers})
 
-    def make(job: Job, data: MMCorefDataModule, setting: str, steps: int, dataset: Any, callback: TrainerCallback) -> Any:
-        settings = _settings(job, setting, steps)
-        made = kind(model=job.folder, args=settings, train_dataset=dataset, processing_class=data.tokenizer, callbacks=[callback])
+    def make(job: Job, data: MMCorefDataModule, dataset: Any, callback: TrainerCallback) -> Any:
+        made = kind(model=job.folder, args=_settings(job), train_dataset=dataset, processing_class=data.tokenizer, callbacks=[callback])
         made.remove_callback(PrinterCallback)
         return made
 
@@ -198,22 +192,6 @@ def _loss_at_answers(_: Any, model: Any, inputs: Any, return_outputs: bool = Fal
     answers = labels != IGNORED
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][answers]
     return F.cross_entropy(model.lm_head(hidden).float(), labels[answers], reduction="sum") / num_items_in_batch
-
-
-class _Clock(TrainerCallback):
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-        self._last = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._last = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = time.perf_counter()
-        self.steps.append(now - self._last)
-        self._last = now
 
 
 class _TrlTurns(TrainerCallback):

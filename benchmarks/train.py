@@ -4,7 +4,7 @@
 
 - published: the published recipe as a plain loop: rows of 512 tokens whatever their length, logits at every position, micro-batches
   of 2 whose means are averaged, AdamW as torch gives it. The published study trained no stop token; here it trains the ids of all.
-- trl: TRL's SFTTrainer at its best (see `benchmarks/sft.py`), records of a forward pass found by a trial before.
+- trl: TRL's SFTTrainer at its best (see `benchmarks/sft.py`), records of a forward pass found by a trial before, for each of its rows.
 - trl-answers: the same, with `compute_loss` overridden so that the LM head runs at answer positions only. TRL does so by itself on
   GPUs, and on a CPU at every position: this row, not the one above, says what to expect of TRL where Triton runs.
 - mmcoref: `Trainer.fit` with `MMCorefModule` and `MMCorefDataModule`.
@@ -36,7 +36,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.sft import Trial, check_setting, load, train_with_trl, train_with_trl_at_answers, try_settings
+from benchmarks.sft import check_setting, load, train_with_trl, train_with_trl_at_answers, try_settings
 from benchmarks.subject import build_model, build_tokenizer
 from benchmarks.turns import MAX_TOKENS, WINDOW, Job, Train, Turn, Way, length, without_bars
 from benchmarks.ways import matrix_products, reference_losses, train_as_published, train_ours, training_flops
@@ -148,7 +147,7 @@ def _options(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--path", help="a data file; by default generated dialogues, which are shorter")
     parser.add_argument("--ways", nargs="+", choices=list(_WAYS), default=list(_WAYS), help="to train (default: all)")
-    tried = ["1", "2", "4", "8", "2-flat", "4-flat"]
+    tried = ["1", "2", "4", "8", "2-flat"]
     text = "that TRL is tried with: records of a forward pass, laid end to end if -flat (default: %(default)s)"
     parser.add_argument("--trl_settings", nargs="+", default=tried, metavar="N", help=text)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
@@ -185,7 +184,7 @@ def _options(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    with_trl = bool({_TRL, _TRL_ANSWERS} & set(options.ways))
+    with_trl = [name for name in options.ways if name in (_TRL, _TRL_ANSWERS)]
     if with_trl:
         load("trl")
     console = Console(soft_wrap=True, width=120)  # the table's, even where nobody knows how wide a line is
@@ -193,40 +192,32 @@ def _run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(options, folder)
         console.print(_description(subject, options, with_trl))
-        job, trial = subject.job, None
-        if with_trl:
-            trial = _trial(job, options.trl_settings)
-            best = max(trial.rates, key=lambda setting: trial.rates[setting])
-            rates = ", ".join(f"{setting}: {rate:.0f}" for setting, rate in trial.rates.items())
-            console.print(f"trl: {best} records in a forward pass, the fastest by tokens/s over 2 steps: {rates}")
-            job = replace(job, trl=best)
-        first, turns, ceiling = _measure(job, options)
-        console.print(*(f"{name}: {turn.note}" for name, turn in first.items() if turn.note))
+        jobs = dict.fromkeys(options.ways, subject.job)
+        for name in with_trl:
+            rates = try_settings(_WAYS[name], subject.job, options.trl_settings, subject.tokens)
+            jobs[name] = replace(subject.job, trl=max(rates, key=lambda setting: rates[setting]))
+            tried = ", ".join(f"{setting}: {rate:.0f}" for setting, rate in rates.items())
+            console.print(f"{name}: {jobs[name].trl} records in a forward pass, the fastest by tokens/s in a trial: {tried}")
+        first, turns, ceiling = _measure(jobs, options)
+        for name, turn in first.items():
+            if turn.note:
+                console.print(f"{name}: {turn.note}")
         console.print(_table(subject, turns, ceiling))
         console.print(f"matrix product: {ceiling / 1e9:.0f} GFLOP/s; mean record: {subject.mean_tokens:.0f} tokens")
-        if options.device != "cpu":
+        agree = [_same_texts(console, name, first[name], subject.job.steps * WINDOW) for name in with_trl]
+        if options.device == "cpu":
+            agree += _agreements(console, subject, first)
+        else:
             console.print("losses are compared on a CPU only")
-            return 0
-        agree = _agreements(console, subject, first)
-    if trial:
-        same = "are the same" if not trial.different else f"DIFFER in {trial.different} of them"
-        console.print(f"ids and labels: those of TRL's collator and ours {same}: {trial.records} records, {trial.tokens} tokens")
-        agree.append(not trial.different)
     return 0 if all(agree) else 1
 
 
-def _trial(job: Job, settings: Sequence[str]) -> Trial:
-    scout = Way(partial(try_settings, settings=settings), job)
-    try:
-        return scout.said()  # type: ignore[no-any-return]
-    finally:
-        scout.close()
-
-
-def _measure(job: Job, options: argparse.Namespace) -> tuple[dict[str, Turn], dict[str, list[Turn]], float]:
+def _measure(jobs: dict[str, Job], options: argparse.Namespace) -> tuple[dict[str, Turn], dict[str, list[Turn]], float]:
     """Each way's first turn, its timed ones, and FLOP/s of a matrix product beside them."""
-    ways = {name: Way(train, job) for name, train in _WAYS.items() if name in options.ways}
+    ways = {name: Way(_WAYS[name], job) for name, job in jobs.items()}
     try:
+        for way in ways.values():
+            way.ready()
         first = {name: way.turn(CHECKED if name != _PUBLISHED else 1) for name, way in ways.items()}
         turns: dict[str, list[Turn]] = {name: [] for name in ways}
         products: list[float] = []
@@ -254,7 +245,7 @@ def _table(subject: Subject, turns: dict[str, list[Turn]], ceiling: float) -> Ta
     return table
 
 
-def _description(subject: Subject, options: argparse.Namespace, with_trl: bool) -> str:
+def _description(subject: Subject, options: argparse.Namespace, with_trl: Sequence[str]) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in (*(["trl"] if with_trl else []), "transformers", "lightning", "torch"))
     return (
         f"Llama of {subject.weights / 1e6:.1f} M weights, {subject.head / subject.weights:.0%} of them in the LM head; {options.device}, "
@@ -264,6 +255,12 @@ def _description(subject: Subject, options: argparse.Namespace, with_trl: bool) 
         f"{options.steps} a turn\n"
         f"mmcoref {__version__}, {versions}"
     )
+
+
+def _same_texts(console: Console, name: str, turn: Turn, records: int) -> bool:
+    same = "are ours" if not turn.different else f"DIFFER from ours in {turn.different} of them"
+    console.print(f"ids and labels: what TRL's collator makes of the {records} records that {name} has in its run {same}, token for token")
+    return not turn.different
 
 
 def _agreements(console: Console, subject: Subject, first: dict[str, Turn]) -> list[bool]:

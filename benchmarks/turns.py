@@ -80,13 +80,15 @@ class Turn(NamedTuple):
         losses: of its optimizer steps in nats, where the way computes them anyway.
         peak: bytes in use at most, so far, above those in use before the model was built.
         note: what the way chose by itself.
+        different: of the run's records, those whose ids or labels it made other than ours.
     """
 
     seconds: float
     windows: list[list[int]]
     losses: list[float]
     peak: int
-    note: str
+    note: str = ""
+    different: int = 0
 
 
 class PeakMemory:
@@ -147,19 +149,23 @@ class Turns:
         self._left, self._start = 0, 0.0
         self._windows: list[list[int]] = []
         self._losses: list[Any] = []
-        self.note = ""
+        self._waited = False
+        self.note, self.different = "", 0
 
     def building(self) -> None:
         """All is imported and read: from here on, memory is the model's and its training's."""
         self._memory = PeakMemory(self._device)
 
     def begin(self) -> bool:
-        """Waits for the next turn, and starts its clock."""
+        """Waits for the next turn, and starts its clock; the first time says that all is ready."""
         assert self._memory is not None
         self._memory.watch(False)
         try:
+            if not self._waited:
+                self._pipe.send(None)
+            self._waited = True
             self._left = self._pipe.recv()
-        except (EOFError, ConnectionResetError):  # nobody is left to ask
+        except (EOFError, OSError):  # nobody is left to ask
             self._left = 0
         self._memory.watch(self._left > 0)
         self._windows, self._losses = [], []
@@ -176,12 +182,9 @@ class Turns:
             return True
         seconds = self._now() - self._start
         with contextlib.suppress(BrokenPipeError):  # nobody is left to hear it; `begin` says so
-            self._pipe.send(Turn(seconds, self._windows, [float(each) for each in self._losses], self._memory.bytes, self.note))
+            losses = [float(each) for each in self._losses]
+            self._pipe.send(Turn(seconds, self._windows, losses, self._memory.bytes, self.note, self.different))
         return self.begin()
-
-    def say(self, said: Any) -> None:
-        """Anything else."""
-        self._pipe.send(said)
 
     def _now(self) -> float:
         if self._device == "cuda":
@@ -207,18 +210,21 @@ class Way:
         self._process.start()
         theirs.close()
 
-    def turn(self, steps: int) -> Turn:
-        """Has it do so many optimizer steps.
+    def ready(self) -> None:
+        """Waits until it has built all that it needs; once, before its first turn.
 
         Raises:
             UserError: what it says that the user did wrong.
         """
+        self._said()
+
+    def turn(self, steps: int) -> Turn:
+        """Has it do so many optimizer steps."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended, and may have said why
             self._pipe.send(steps)
-        return self.said()  # type: ignore[no-any-return]
+        return self._said()  # type: ignore[no-any-return]
 
-    def said(self) -> Any:
-        """The next thing it says."""
+    def _said(self) -> Any:
         try:
             said = self._pipe.recv()
         except (EOFError, ConnectionResetError):
