@@ -23,6 +23,7 @@ from mmcoref.data.file import read_records
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.record import Record
 from mmcoref.errors import UserError
+from mmcoref.model.capacity import most_records
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, training_flops
 from mmcoref.run import terms
 from mmcoref.run.terms import machine_of, parse_memory
@@ -346,6 +347,13 @@ def test_rows_that_a_strategy_has_not_are_not_there() -> None:
     assert ["gathered weights" in text for text in (alone, ddp, sharded)] == [False, False, True]
     assert "between epochs (16 records validated at a time)" in ddp
     assert "between epochs" not in printed(plan("1b", trainer__limit_val_batches=0))
+
+
+def test_processors_take_passes_that_get_no_faster_if_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terms, "machine_memory", lambda: 10**12)
+    on_cpu = plan("1b", gpu_memory=None, trainer__accelerator="cpu")
+    assert on_cpu.need.step.records == most_records(torch.device("cpu"), on_cpu.terms.config, on_cpu.lengths.trained) == 1
+    assert plan("1b").need.step.records == 8
 
 
 def test_memory_of_a_machine_is_its_processes() -> None:
