@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import train
+from benchmarks import sft, train
 from benchmarks.sft import windows
 from benchmarks.train import CHECKED, TOLERANCE, Subject, _options, agreement, main
 from benchmarks.turns import MAX_TOKENS, ROWS, WINDOW, Job, PeakMemory, Turn, Turns, Way, length
 from benchmarks.ways import load_model, reference_losses, train_as_published, train_ours, training_flops
 from mmcoref.data.file import dump_records, read_records
+from mmcoref.data.prompt import answer_text
 from mmcoref.data.record import Record
 from mmcoref.errors import USER_ERROR_EXIT, UserError
 
@@ -253,6 +255,24 @@ def test_a_file_with_too_few_records_is_told(data_file: Path, dialogues: tuple[R
     few.write_text(dump_records(dialogues[:9]), "utf-8")
     assert main([*TINY, "--ways", "mmcoref", "--path", str(few)]) == USER_ERROR_EXIT
     assert "path: expected 8 or more records in the train part, got 7" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_texts_of_trl_that_are_not_ours_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl")
+    job = replace(subject(tmp_path).job, steps=2, trl="4")
+    (turn,) = run(sft.train_with_trl, job, 2)
+    assert turn.different == 0
+    monkeypatch.setattr(sft, "answer_text", lambda option: f"{answer_text(option)}." if option.letter == "A" else answer_text(option))
+    (turn,) = run(sft.train_with_trl, job, 2)
+    records = read_records(job.path).records
+    assert turn.different == sum(records[index].gold.letter == "A" for window in turn.windows for index in window) > 0
+
+
+def test_texts_that_are_not_ours_fail_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not train._same_texts(Console(), "trl", Turn(1.0, [[0]], [], 0, different=3), 8)
+    assert "DIFFER from ours in 3 of them" in capsys.readouterr().out
+    assert train._same_texts(Console(), "trl", Turn(1.0, [[0]], [], 0), 8)
 
 
 @pytest.mark.slow

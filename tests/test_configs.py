@@ -126,3 +126,13 @@ def test_a_machine_without_eight_gpus_is_told_how_to_keep_64_a_step(
         monkeypatch.setattr(module, "machine_memory", lambda: 10**9)
     assert main(["fit", "--config", str(config)]) == 2
     assert "`mmcoref plan` says what a fit needs" in capsys.readouterr().err
+
+
+def test_a_published_model_that_this_machine_cannot_hold_is_refused_without_the_hub(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "machine_memory", lambda: 10**10)
+    config = next(path for path in CONFIGS if path.stem == "8b")
+    alone = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    assert main(["fit", "--config", str(config), *alone]) == 2
+    assert "8.03 B parameters × 16 bytes = 128.5 GB on every device" in capsys.readouterr().err

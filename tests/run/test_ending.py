@@ -6,9 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from torch import distributed
+
+from mmcoref import cli
+from mmcoref.run import ending
 
 _ROOT = Path(__file__).parent.parent.parent
 # The groups are still referred to, as a device mesh refers to them. The first process's are done with when it has parted already: their
@@ -72,9 +77,26 @@ def test_its_threads_exit_handlers_and_output_are_not_lost() -> None:
     assert (done.returncode, done.stdout) == (5, "thread, exit handler")
 
 
-def test_a_process_of_its_own_ends_as_python_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmcoref.run import ending
+def test_the_command_ends_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(cli, "leave", left.append)
+    monkeypatch.setattr(cli, "main", lambda: 3)
+    cli.command()
+    assert left == [3]
+    (script,) = metadata.entry_points(group="console_scripts", name="mmcoref")
+    assert script.value == "mmcoref.cli:command"
 
+
+def test_a_fit_of_several_processes_parts(llama_folder: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "_one_of_several", False)
+    options = ["--model.name", str(llama_folder), "--data.path", str(data_file), "--trainer.max_epochs", "1"]
+    strategy = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+    assert cli.main(["fit", *options, *strategy]) == 0
+    assert not distributed.is_initialized()
+    assert ending._one_of_several
+
+
+def test_a_process_of_its_own_ends_as_python_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "_one_of_several", False)
     with pytest.raises(SystemExit) as ended:
         ending.leave(2)
