@@ -29,7 +29,7 @@ from mmcoref.run.progress import PlainProgress
 from mmcoref.run.quiet import quiet
 from mmcoref.run.record import RunRecord
 from mmcoref.run.strategy import strategy_of
-from mmcoref.run.terms import processes, shape_of_fit
+from mmcoref.run.terms import check_trainer, processes, shape_of_fit
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,8 @@ class MMCorefCLI(LightningCLI):
     def _resolve(self, stage: str, asked: str) -> Path | None:
         if asked not in ("last", "best"):
             run = Path(asked)
+            if (run.parent / ".metadata").is_file():
+                return run.parent  # a file of a sharded checkpoint
             return run / "checkpoints" / "last.ckpt" if (run / "checkpoints").is_dir() else run
         root = self._logs_root(stage)
         found = find_last(root, best=asked == "best")
@@ -170,16 +172,18 @@ class MMCorefCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Says what this machine lacks, before anything is downloaded or allocated."""
-        if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
-            return  # the first process has checked
         assert self.subcommand is not None
         settings = self._plain(self.subcommand)
+        check_trainer(settings["trainer"])
+        preflight.check_torchrun(settings["trainer"])
+        if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
+            return  # the first process checks the rest
+        preflight.check_writable(self._logs_root(self.subcommand))
         model, training = settings["model"]["name"], self.subcommand == "fit"
         preflight.check_devices(settings, training=training)
         if model in TINY_NAMES or self.stored is not None:
             return
-        if training:
-            preflight.check_known_model(settings)
+        preflight.check_known_model(settings, training=training)
         shape = shape_of_fit(preflight.check_model(model), settings)
         checkpoint = preflight.checkpoint_bytes(shape, model) if training else 0
         preflight.check_disk(self._logs_root(self.subcommand), checkpoint, model=model)
@@ -220,6 +224,7 @@ class MMCorefCLI(LightningCLI):
     def before_fit(self) -> None:
         """Reads the data, so that a mistake in them is told first, and says what is to come."""
         self.datamodule.setup("fit")
+        preflight.check_window(self.stored, self.datamodule, self.trainer)
         preflight.check_memory(self.model, self.datamodule, self.trainer)
         announce.fit(self.model, self.datamodule, self.trainer, self.stored)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +25,8 @@ from mmcoref import __version__
 from mmcoref.cli import main
 from mmcoref.data.file import dump_records, read_records
 from mmcoref.data.record import Record
-from mmcoref.model.module import MMCorefModule
+from mmcoref.errors import USER_ERROR_EXIT, UserError
+from mmcoref.model.module import SKIPPED_STEPS, MMCorefModule
 from mmcoref.run import progress
 from mmcoref.run.checkpoint import LastCheckpoint
 from tests.conftest import published_path
@@ -134,6 +137,47 @@ def test_a_validation_part_is_logged_under_its_own_name_and_chooses_the_best(arg
     assert not [tag for tag in tags if tag.startswith("test_curve")]
     assert sorted(path.name for path in Path("lightning_logs/version_0/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert main(["test", "--ckpt_path", "best", *CPU]) == 0
+
+
+def test_a_fit_goes_on_only_in_steps_of_as_many_records(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments]) == 0
+    capsys.readouterr()
+    again = ["fit", "--ckpt_path", "last", "--trainer.max_epochs", "3"]
+    assert main([*again, "--trainer.accumulate_grad_batches", "4"]) == USER_ERROR_EXIT
+    said = "steps have 4 records, and those of this fit would have 8: --trainer.accumulate_grad_batches 2 keeps them"
+    assert said in capsys.readouterr().err
+    assert main([*again, "--data.batch_size", "1", "--trainer.accumulate_grad_batches", "4"]) == 0
+    assert "step 9, checkpoint" in capsys.readouterr().err
+
+
+def test_what_is_wrong_around_a_run_is_told_before_anything_is_read(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    said = refused(capsys, "test", *arguments, "--trainer.default_root_dir", str(tmp_path / "file"))
+    assert "no run can be written there" in said
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert "torchrun has started 2 processes" in refused(capsys, "fit", *arguments)
+
+
+def test_a_fit_whose_loss_is_no_number_ends(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ["--model.lr", "1e30", "--model.warmup_steps", "0", "--trainer.gradient_clip_val", "0"]
+    assert main(["fit", *arguments, *wild]) == USER_ERROR_EXIT
+    assert re.search(r"error: train/loss is (nan|inf) at optimizer step [2-6], .* lower --model\.lr, or compute", capsys.readouterr().err)
+
+
+def test_steps_that_loss_scaling_skips_do_not_end_a_fit_at_once() -> None:
+    module = MMCorefModule()
+    module._trainer = SimpleNamespace(global_step=0, precision="16-mixed")
+    for _ in range(3):
+        for _ in range(SKIPPED_STEPS):
+            module._look_at(math.inf, skips=True)
+        module._look_at(1.0, skips=True)
+    for _ in range(SKIPPED_STEPS):
+        module._look_at(math.nan, skips=True)
+    with pytest.raises(UserError, match="train/loss is nan at optimizer step 1"):
+        module._look_at(math.nan, skips=True)
 
 
 def test_a_fit_ends_when_no_epoch_gets_better_and_says_which_was_the_best(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

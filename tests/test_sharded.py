@@ -14,9 +14,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedTokenizerFast
 
-from mmcoref.errors import UserError
+from mmcoref.cli import main
+from mmcoref.errors import USER_ERROR_EXIT, UserError
 from mmcoref.model.module import MMCorefModule
 from mmcoref.model.scoring import _PUBLISHED_DECODING
 from mmcoref.run.checkpoint import AtomicCheckpointIO, read_stored
@@ -185,7 +188,9 @@ def test_a_run_that_goes_on_in_the_middle_of_an_epoch_ends_in_the_same_weights(s
         assert one["resumed"]["sums"] == one["plain"]["sums"][-1:]
 
 
-def test_a_sharded_run_is_tested_on_one_process_and_on_two_with_the_same_numbers(llama_folder: Path, data_file: Path) -> None:
+def test_a_sharded_run_is_tested_on_one_process_and_on_two_with_the_same_numbers(
+    llama_folder: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mmcoref(
         "fit",
         "--model.name",
@@ -207,6 +212,16 @@ def test_a_sharded_run_is_tested_on_one_process_and_on_two_with_the_same_numbers
     assert one["metrics"] == both["metrics"]
     assert both["n"] == 3
     assert newest_record()["checkpoint"]["path"] == str(last)
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.enable_progress_bar", "false"]
+    assert main(["test", "--ckpt_path", str(last / "meta.pt"), *cpu]) == 0  # a file of the folder stands for it
+    assert newest_record()["metrics"] == one["metrics"]
+    (last / "__1_0.distcp").unlink()
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", "last", *cpu]) == USER_ERROR_EXIT
+    error = capsys.readouterr().err
+    assert f"{last}: is not a whole checkpoint" in error
+    assert "No such file or directory" in error
+    assert "Traceback" not in error
 
 
 def test_a_folder_takes_another_folders_place_and_a_files(tmp_path: Path) -> None:
@@ -228,6 +243,17 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_sentence(tmp_path: Path) -
     (tmp_path / ".metadata").write_bytes(b"")
     with pytest.raises(UserError, match="is not a whole checkpoint"):
         read_stored(tmp_path)
+
+
+def test_parts_that_cannot_be_read_are_told_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (FileNotFoundError("__1_0.distcp"), RuntimeError("unexpected end of file\nand more"), CheckpointException("failed", {})):
+
+        def fails(*_: Any, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(ModelParallelStrategy, "load_checkpoint", fails)
+        with pytest.raises(UserError, match=r"last\.ckpt: is not a whole checkpoint"):
+            ShardedStrategy().load_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_names_of_strategies() -> None:

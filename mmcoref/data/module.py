@@ -75,7 +75,7 @@ class MMCorefDataModule(pl.LightningDataModule):
         super().__init__()
         at_least(1, data__limit=limit, data__max_tokens=max_tokens, data__batch_size=batch_size, data__eval_batch_size=eval_batch_size)
         at_least(1, data__sample_train=sample_train, data__micro_batch_size=micro_batch_size)
-        at_least(0, data__num_workers=num_workers)
+        at_least(0, data__num_workers=num_workers, data__val_size=val_size)
         self.save_hyperparameters()
         self.file: DataFile | None = None
         self.split = Split((), (), ())

@@ -12,7 +12,10 @@ from transformers import PreTrainedModel
 
 from mmcoref.errors import UserError
 
-NOT_SHARDED = "model.lora_rank: adapters are trained with every process holding the frozen model: use --trainer.strategy ddp."
+NOT_SHARDED = (
+    "model.lora_rank: adapters are trained with every process holding the frozen model: use --trainer.strategy ddp, as configs/lora.yaml "
+    "does where it is the last --config."
+)
 _EVERY_LINEAR = "all-linear"  # peft's word for every linear layer but the LM head
 
 
@@ -31,6 +34,22 @@ class Adapters:
     alpha: float
     dropout: float
     targets: tuple[str, ...] | None
+
+    @staticmethod
+    def check(rank: int, alpha: float, dropout: float, targets: list[str] | None) -> None:
+        """Looks at the settings.
+
+        Raises:
+            UserError: one that no adapter can have, or that no adapter is there for.
+        """
+        if alpha <= 0:
+            raise UserError(f"model.lora_alpha: expected a number above 0, got {alpha}.")
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.lora_dropout: expected 0 or more and less than 1, got {dropout}.")
+        if targets is not None and not targets:
+            raise UserError("model.lora_targets: expected names of linear layers, such as [q_proj, v_proj], got none.")
+        if targets is not None and not rank:
+            raise UserError("model.lora_targets: model.lora_rank is 0, so that there are no adapters: set it, too, such as to 16.")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Adapters | None:

@@ -34,6 +34,7 @@ from mmcoref.model.packing import allow_packing
 from mmcoref.model.scoring import Agree, alone, answer, target_loss_sum
 from mmcoref.model.windows import cut_windows
 
+SKIPPED_STEPS = 20  # in a row: loss scaling starts at 2^16 and halves with each
 ROOM_AFTER_ANSWER = 8  # tokens beyond the longest answer, so that an answer with something behind it shows itself
 
 
@@ -80,6 +81,7 @@ class MMCorefModule(pl.LightningModule):
         super().__init__()
         at_least(0, model__lr=lr, model__weight_decay=weight_decay, model__warmup_steps=warmup_steps, model__lora_rank=lora_rank)
         at_least(1, model__max_new_tokens=max_new_tokens)
+        Adapters.check(lora_rank, lora_alpha, lora_dropout, lora_targets)
         self.save_hyperparameters()
         self.lm: PreTrainedModel | None = None
         self.curve_metrics = answer_metrics()
@@ -90,6 +92,7 @@ class MMCorefModule(pl.LightningModule):
         self._backbone_config: dict[str, Any] | None = None
         self._base: str | None = None
         self._window = _Window(0.0)
+        self._not_finite = 0  # losses, one after another
 
     # ------------------------------------------------------------------ set-up
 
@@ -195,12 +198,25 @@ class MMCorefModule(pl.LightningModule):
         norm = clip_gradients(optimizer, gradient_clip_val or math.inf, by_value=gradient_clip_algorithm == "value", scaler=scaler)
         sums = torch.tensor([float(self._window.loss), self._window.tokens], device=self.device)
         loss, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self._look_at(float(loss), skips=scaler is not None)
         now = time.perf_counter()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", float(optimizer.param_groups[0]["lr"]))
         self.log("train/grad_norm", norm)
         self.log("train/tokens_per_second", tokens / (now - self._window.start))
         self._window = _Window(now)
+
+    def _look_at(self, loss: float, *, skips: bool) -> None:
+        """Ends a fit whose loss is no number any more; where loss scaling skips such steps, not before it has skipped many.
+
+        The loss is that of all processes, so that all end alike.
+        """
+        self._not_finite = 0 if math.isfinite(loss) else self._not_finite + 1
+        if self._not_finite > (SKIPPED_STEPS if skips else 0):
+            raise UserError(
+                f"train/loss is {loss} at optimizer step {self.trainer.global_step + 1}, and no checkpoint was written since: lower "
+                f"--model.lr, or compute more exactly than in {self.trainer.precision}, such as with --trainer.precision 32-true."
+            )
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up over `warmup_steps` optimizer steps, then linear decay to 0 at the run's last step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def fit(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer, stor
         sum(lengths) / len(lengths), max(lengths), window, steps, trainer.max_epochs, per_epoch,
     )  # fmt: skip
     if stored is not None and stored.step >= steps:
-        log.warning("this run is finished, %d of %d steps: raise --trainer.max_epochs to go on", stored.step, steps)
+        limit = "max_epochs" if trainer.max_steps == -1 else "max_steps"
+        log.warning("this run is finished, %d of %d steps: raise --trainer.%s to go on", stored.step, steps, limit)
+    _processes(trainer)
     _too_long(data)
     if len(data.split.val) < data.hparams["val_size"] and not data.partial:
         log.warning("data.val_size: %d held out, as no cluster of the missing size is left", len(data.split.val))
@@ -47,6 +50,17 @@ def fit(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer, stor
             "the run ends after %d optimizer steps, within its %d warm-up steps: the learning rate reaches %.0f %% of model.lr "
             "and does not decay; lower --model.warmup_steps", steps, warmup, 100 * steps / warmup,
         )  # fmt: skip
+
+
+def _processes(trainer: pl.Trainer) -> None:
+    """What a fit of several machines waits for, and how many of its processes share a processor."""
+    if trainer.num_nodes > 1:
+        meeting = getattr(trainer.strategy, "cluster_environment", None)
+        where = f" at {meeting.main_address}:{meeting.main_port}" if meeting else ""
+        log.info("waits for the processes of %d machines%s; torchrun starts them on each", trainer.num_nodes, where)
+    cores = os.cpu_count() or 1
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
+        log.warning("%d processes share %d processors: this will be slow", trainer.num_devices, cores)
 
 
 def fitted(trainer: pl.Trainer) -> None:

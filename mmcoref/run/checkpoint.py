@@ -25,6 +25,7 @@ from mmcoref.run.files import cannot_write, meta_of, read_file, read_folder
 log = logging.getLogger(__name__)
 
 _CONFIG_KEY = "mmcoref_config"
+_WINDOW_KEY = "mmcoref_window"
 _VERSION = re.compile(r"version_(\d+)")
 
 
@@ -81,6 +82,7 @@ class Stored:
         backbone: the model's config.
         tokenizer: its files.
         base: fingerprint of the frozen weights, where the checkpoint holds adapters only.
+        window: records of an optimizer step; None where the file does not say.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class Stored:
     backbone: dict[str, Any]
     tokenizer: TokenizerFiles
     base: str | None
+    window: int | None
 
     def restore(self, model: MMCorefModule, data: MMCorefDataModule) -> None:
         """Lets both rebuild what they were trained with, from this file alone."""
@@ -124,6 +127,7 @@ def read_stored(path: str | Path) -> Stored:
         checkpoint["mmcoref_backbone"],
         checkpoint["mmcoref_tokenizer"],
         checkpoint.get("mmcoref_base"),
+        checkpoint.get(_WINDOW_KEY),
     )
 
 
@@ -245,6 +249,8 @@ class StoredConfig(pl.Callback):
             "model": {"gradient_checkpointing": pl_module.hparams["gradient_checkpointing"]},
             "data": {"micro_batch_size": pl_module.data.hparams["micro_batch_size"]},
         }
+        replicas = pl_module.data.replicas(trainer)["num_replicas"]
+        checkpoint[_WINDOW_KEY] = pl_module.data.rows * trainer.accumulate_grad_batches * replicas
         checkpoint[_CONFIG_KEY] = self.config | {section: self.config[section] | values for section, values in decided.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -21,10 +22,19 @@ _UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind o
 def cannot_write(target: Path, reason: str) -> UserError:
     """What to say of a checkpoint that could not be written."""
     free = shutil.disk_usage(target.parent).free / 2**30
-    return UserError(
-        f"{target}: the checkpoint could not be written ({reason}); {free:.1f} GiB are free there. "
-        "Earlier checkpoints are whole: make room, then go on with --ckpt_path last."
-    )
+    then = "The one before it is whole: make room, then go on with --ckpt_path last." if target.exists() else "Make room, and start again."
+    return UserError(f"{target}: the checkpoint could not be written ({reason}); {free:.1f} GiB are free there. {then}")
+
+
+def cannot_read(path: Path, error: BaseException) -> UserError:
+    """What to say of a checkpoint that torch could not read."""
+    return UserError(f"{path}: {_UNREADABLE}. ({reason(error)})")
+
+
+def reason(error: BaseException) -> str:
+    """An error's first line; of several processes' errors the first one's."""
+    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
+    return first_line(failures[0][0]) if failures else first_line(error)
 
 
 def read_folder(folder: Path, *, training: bool) -> dict[str, Any]:
@@ -44,8 +54,8 @@ def read_folder(folder: Path, *, training: bool) -> dict[str, Any]:
         load({_WEIGHTS[:-1]: weights}, storage_reader=FileSystemReader(folder), no_dist=True)
         if training:
             checkpoint["optimizer_states"] = _optimizer_states(folder)
-    except Exception as error:  # whatever torch makes of broken files
-        raise UserError(f"{folder}: {_UNREADABLE}. ({first_line(error)})") from None
+    except (Exception, CheckpointException) as error:  # whatever torch makes of broken files
+        raise cannot_read(folder, error) from None
     return checkpoint | {"state_dict": weights}
 
 
@@ -84,5 +94,5 @@ def read_file(path: Path, device: str = "cpu") -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint.") from None
     except Exception as error:  # whatever the unpickler makes of hostile or broken bytes
-        raise UserError(f"{path}: {_UNREADABLE}. ({first_line(error)})") from None
+        raise cannot_read(path, error) from None
     return checkpoint

@@ -39,7 +39,7 @@ def of_the_trainer() -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"trainer: {first_line(error)}") from error
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +30,11 @@ from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError, first_line
 from mmcoref.model import windows
 from mmcoref.model.capacity import machine_memory
-from mmcoref.model.memory import PUBLISHED_SHAPES, Shape
+from mmcoref.model.memory import PUBLISHED_SHAPES, Shape, shape_of
 from mmcoref.model.module import MMCorefModule
 from mmcoref.model.need import Need, Terms, need_of
-from mmcoref.run.terms import count_devices, machine_of, terms_of
+from mmcoref.run.checkpoint import Stored
+from mmcoref.run.terms import LORA_RANK, count_devices, machine_of, processes, terms_of
 
 log = logging.getLogger(__name__)
 
@@ -100,16 +104,28 @@ def _least(settings: dict[str, Any], config: PretrainedConfig) -> tuple[Terms, N
     return terms, need_of(terms)
 
 
-def check_known_model(settings: dict[str, Any]) -> None:
-    """Whether the devices here can hold a published model at all, before the hub is asked for it.
+def check_known_model(settings: dict[str, Any], *, training: bool) -> None:
+    """Whether the devices here can hold a model at all, where no hub has to be asked for its shape; before one is asked for anything.
+
+    Args:
+        settings: sections of plain values.
+        training: whether the run is a fit; otherwise the weights alone are looked at.
 
     Raises:
         UserError: they cannot, whatever the records.
     """
     model = settings["model"]
-    if model["check_memory"] and model["name"] in PUBLISHED_SHAPES:
-        terms, need = _least(settings, LlamaConfig(**PUBLISHED_SHAPES[model["name"]]))
+    if not model["check_memory"] or (config := known_config(model["name"])) is None:
+        return
+    terms, need = _least(settings, config)
+    if training:
         _check(terms, need)
+    elif need.training.weights > _REFUSED * (terms.capacity or math.inf):
+        weights, there = need.training.weights / 1e9, (terms.capacity or 0) / 1e9
+        raise UserError(
+            f"{terms.shape.parameters / 1e9:.2f} B parameters take {weights:.1f} GB on every device, and a device here has {there:.1f} GB: "
+            f"use {', '.join(_other_devices(terms))} or a smaller model; --model.check_memory false lets it run all the same."
+        )
 
 
 def check_model(name: str) -> Any:
@@ -137,6 +153,7 @@ def _check_hub(name: str) -> None:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"model.name {name!r}: no such folder, and not a hub name either (owner/model), nor `tiny`.")
     page = f"{constants.ENDPOINT}/{name}"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or each of its five tries would be told
     try:
         hf_hub_download(name, "config.json")
     except GatedRepoError:
@@ -206,13 +223,29 @@ def memory_sentence(terms: Terms, need: Need) -> str:
         all_else = f"while {terms.eval_rows} records are validated at a time"
         ways = [f"--data.eval_batch_size {_validated_at_a_time(terms)}"]
     else:
-        ways = ["--trainer.strategy sharded"] if terms.processes > 1 and not terms.sharded and not shape.frozen else []
-        ways += [] if shape.frozen else ["--config configs/lora.yaml"]
+        ways = _ways_out(terms)
     return (
         f"{how} on every device, {need.peak / 1e9:.1f} GB {all_else}, and a device here has {terms.capacity / 1e9:.1f} GB: use "
-        f"{', '.join([*ways, 'more or larger devices'])} or a smaller model; `mmcoref plan` shows what fits, and "
+        f"{', '.join([*ways, *_other_devices(terms)])} or a smaller model; `mmcoref plan` shows what fits, and "
         "--model.check_memory false lets it run all the same."
     )
+
+
+def _ways_out(terms: Terms) -> list[str]:
+    """Options with which the fit would be in the memory that there is."""
+    if terms.shape.frozen:
+        return []
+    cut, adapters = replace(terms, sharded=True), replace(terms, sharded=False, shape=shape_of(terms.config, LORA_RANK))
+    ways = {"--config configs/lora.yaml": adapters}
+    if terms.processes > 1 and not terms.sharded:
+        ways = {"--trainer.strategy sharded": cut} | ways
+    return [options for options, other in ways.items() if need_of(other).peak <= _WARNED * (terms.capacity or 0)]
+
+
+def _other_devices(terms: Terms) -> list[str]:
+    if terms.device.type != "cpu":
+        return ["more or larger devices"]
+    return [*(["fewer processes (--trainer.devices 1)"] if terms.processes > 1 else []), "GPUs, a machine with more memory"]
 
 
 def _validated_at_a_time(terms: Terms) -> int:
@@ -221,6 +254,53 @@ def _validated_at_a_time(terms: Terms) -> int:
     while rows > 1 and need_of(replace(terms, eval_rows=rows)).validation.total > (terms.capacity or 0):
         rows //= 2
     return rows
+
+
+def check_torchrun(trainer: Mapping[str, Any]) -> None:
+    """Whether the processes that torchrun has started are those that the settings ask for: others would each run by themselves.
+
+    Raises:
+        UserError: they are not.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or (started := int(os.environ["WORLD_SIZE"])) == processes(trainer):
+        return
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    raise UserError(
+        f"torchrun has started {started} processes, {here} on this machine, and the settings ask for {processes(trainer)}: use "
+        f"--trainer.devices {here} --trainer.num_nodes {started // here}."
+    )
+
+
+def check_window(stored: Stored | None, data: MMCorefDataModule, trainer: pl.Trainer) -> None:
+    """Whether a fit goes on in optimizer steps of as many records as before: steps, epochs and the learning rate are counted in them.
+
+    Raises:
+        UserError: it does not; the sentence names the accumulation that would.
+    """
+    each = data.rows * data.replicas(trainer)["num_replicas"]
+    if stored is None or stored.window in (None, each * trainer.accumulate_grad_batches):
+        return
+    accumulate, rest = divmod(stored.window, each)
+    keeps = f"--trainer.accumulate_grad_batches {accumulate} keeps them"
+    if rest:
+        keeps = f"processes and a --data.batch_size that divide {stored.window} keep them"
+    raise UserError(
+        f"the checkpoint's optimizer steps have {stored.window} records, and those of this fit would have "
+        f"{each * trainer.accumulate_grad_batches}: {keeps}, and with them the learning rate's schedule."
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Whether runs can be written there.
+
+    Raises:
+        UserError: they cannot.
+    """
+    place = _existing(folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{folder}: no run can be written there (read-only, not yours, or a file): name a folder with --trainer.default_root_dir."
+        )
 
 
 def check_disk(folder: Path, checkpoint: int, *, model: str) -> None:
@@ -264,7 +344,12 @@ def _download_bytes(name: str) -> int:
 
 def _free(folder: Path) -> int:
     """Free bytes of the disk that will hold `folder`, which need not exist yet."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
     folder = folder.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder

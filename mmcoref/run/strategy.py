@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mmcoref.errors import UserError, first_line
-from mmcoref.run.files import cannot_write
+from mmcoref.errors import UserError
+from mmcoref.run.files import cannot_read, cannot_write, reason
 
 SHARDED = "sharded"
 
@@ -33,6 +33,17 @@ class ShardedStrategy(ModelParallelStrategy):
         """Known before the processes have met, as in data parallelism: the fit's first line says how many there are."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads this process's parts.
+
+        Raises:
+            UserError: the checkpoint is not whole.
+        """
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise cannot_read(Path(checkpoint_path), error) from error
+
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Writes a neighbouring folder, and renames it when all processes are done.
 
@@ -47,7 +58,7 @@ class ShardedStrategy(ModelParallelStrategy):
         try:
             super().save_checkpoint(checkpoint, temporary, storage_options)
         except (CheckpointException, OSError) as error:
-            raise cannot_write(target, first_line(error)) from error
+            raise cannot_write(target, reason(error)) from error
         self.barrier()
         if self.is_global_zero:
             _replace(target, temporary)
@@ -71,15 +82,24 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_strategy(name: Any) -> None:
+    """Whether a strategy's name is one that this program can train with.
+
+    Raises:
+        UserError: it is not.
+    """
+    known = ("auto", *StrategyRegistry.available_strategies())
+    if isinstance(name, str) and (name not in known or name.startswith(("fsdp", "deepspeed"))):
+        raise UserError(f"trainer.strategy: expected auto, ddp or sharded, got {name}; sharded cuts the model as FSDP does.")
+
+
 def strategy_of(name: Any, processes: int) -> Strategy | Any:
     """What a trainer is given for a strategy's name.
 
     Raises:
         UserError: one that this program cannot train with.
     """
-    known = ("auto", *StrategyRegistry.available_strategies())
-    if isinstance(name, str) and (name not in known or name.startswith(("fsdp", "deepspeed"))):
-        raise UserError(f"trainer.strategy: expected auto, ddp or sharded, got {name}; sharded cuts the model as FSDP does.")
+    check_strategy(name)
     if name == SHARDED:
         return ShardedStrategy()
     if name == "ddp" or (name == "auto" and processes > 1):

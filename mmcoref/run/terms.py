@@ -10,14 +10,32 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from mmcoref.errors import UserError, first_line
+from mmcoref.errors import UserError, at_least, first_line
 from mmcoref.model.adapters import NOT_SHARDED, Adapters, layers_of
 from mmcoref.model.capacity import device_memory, machine_memory
 from mmcoref.model.loading import lay_out
 from mmcoref.model.memory import Shape, shape_of
 from mmcoref.model.need import Terms
+from mmcoref.run.strategy import check_strategy
 
+LORA_RANK = 16  # of configs/lora.yaml
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _ASSUMED_GPU = 80 * 10**9
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Whether the trainer's settings say on what the run is to be: `plan` has no trainer that would look at them.
+
+    Raises:
+        UserError: one that cannot be read, or that this program cannot train with.
+    """
+    at_least(1, trainer__num_nodes=trainer["num_nodes"], trainer__accumulate_grad_batches=trainer["accumulate_grad_batches"])
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    if isinstance(accelerator, str) and accelerator not in _ACCELERATORS:
+        raise UserError(f"trainer.accelerator: expected {', '.join(_ACCELERATORS[:-1])} or {_ACCELERATORS[-1]}, got {accelerator}.")
+    if str(devices) not in ("auto", "-1") and not count_devices(devices):
+        raise UserError(f"trainer.devices: expected auto, a number above 0 or a list such as [0, 1], got {devices}.")
+    check_strategy(trainer["strategy"])
 
 
 @dataclass(frozen=True)
@@ -50,14 +68,12 @@ def processes(trainer: Mapping[str, Any]) -> int:
 
 
 def count_devices(devices: Any) -> int | None:
-    """How many devices a setting names; None for `auto` and -1, which take what is there."""
+    """How many devices a setting names; None for `auto` and -1, which take what is there, and for what names none."""
     if isinstance(devices, list):
         return len(devices)
-    try:
-        count = int(devices)
-    except (TypeError, ValueError):
-        return len(str(devices).split(",")) if "," in str(devices) else None
-    return count if count >= 0 else None
+    if re.fullmatch(r"\d+(,\d+)+", str(devices).replace(" ", "")):
+        return str(devices).count(",") + 1
+    return int(devices) if re.fullmatch(r"\d+", str(devices)) else None
 
 
 def machine_of(trainer: Mapping[str, Any], gpu_memory: str | None = None) -> Machine:

@@ -25,10 +25,13 @@ from mmcoref.data.tokenizer import TINY_NAMES, load_tokenizer
 from mmcoref.errors import UserError, first_line
 from mmcoref.model.backbone import tiny_config
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES
+from mmcoref.model.module import MMCorefModule
 from mmcoref.model.need import Need, Terms, need_of
-from mmcoref.run.terms import Machine, machine_of, terms_of
+from mmcoref.run.choosing import choosing
+from mmcoref.run.terms import Machine, check_trainer, machine_of, terms_of
 
 NOT_FITTING_EXIT = 1
+HOST_BYTES_PER_PROCESS = 3 * 10**9  # of Python, PyTorch and CUDA's libraries: assumed
 # Tokens by Llama 3's tokenizer of what the published train records are trained on, at these shares of them: measured.
 _SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 _PUBLISHED_TOKENS = (230, 261, 285, 307, 330, 360, 389, 431)
@@ -70,8 +73,17 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether enough of a device is left for what the arithmetic leaves out."""
-        return self.need.peak <= FULL * self.machine.capacity
+        """Whether enough of a device is left for what the arithmetic leaves out; of a machine's own memory, also for its libraries."""
+        machine = self.machine
+        whole = machine.capacity * (machine.processes // machine.nodes)
+        return self.need.peak <= FULL * machine.capacity and (not machine.cpu or self.host_memory <= whole)
+
+    @property
+    def host_memory(self) -> int:
+        """Bytes of each machine's memory. Weights pass through it a matrix at a time, unless it is there that they are used."""
+        shape, machine = self.terms.shape, self.machine
+        each = HOST_BYTES_PER_PROCESS + (self.need.peak if machine.cpu else 4 * max(shape.head, shape.widest))
+        return each * (machine.processes // machine.nodes)
 
 
 def run(settings: dict[str, Any], *, gpu_memory: str | None) -> int:
@@ -93,10 +105,19 @@ def run(settings: dict[str, Any], *, gpu_memory: str | None) -> int:
 
 def plan_of(settings: dict[str, Any], gpu_memory: str | None) -> Plan:
     """The plan of a fit; see `run`."""
+    _check(settings)
     machine = machine_of(settings["trainer"], gpu_memory)
     records = _records(settings["data"])
     config, tokenizer = _model(settings["model"]["name"], records)
     return planned(settings, config, _lengths(settings["data"], records, tokenizer), machine)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Has all settings looked at that a fit would look at before it reads anything."""
+    check_trainer(settings["trainer"])
+    MMCorefModule(**settings["model"])
+    MMCorefDataModule(**settings["data"])
+    choosing(settings)
 
 
 def _model(name: str, records: Sequence[Record] | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
@@ -145,7 +166,11 @@ def _lengths(data: Mapping[str, Any], records: Sequence[Record] | None, tokenize
     """Counted by the model's tokenizer if it is here, else estimated."""
     style, most = data["prompt"], data["max_tokens"]
     if records is None:
-        n = max(1, _PUBLISHED_TRAIN - data["val_size"])
+        n = _PUBLISHED_TRAIN - data["val_size"]
+        if n < 1:
+            raise UserError(
+                f"data.val_size: expected 0 to {_PUBLISHED_TRAIN - 1} of the {_PUBLISHED_TRAIN} train records, got {data['val_size']}."
+            )
         kept = slice(-(data["limit"] or n), None)  # the longest
         whole, answers = _spread(_PUBLISHED_TOKENS, n)[kept], _spread(_PUBLISHED_ANSWERS, n)[kept]
         prompts = [tokens - answer for tokens, answer in zip(whole, answers, strict=True)]

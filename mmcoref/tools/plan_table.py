@@ -15,14 +15,12 @@ from mmcoref.data.sampler import batches_per_epoch, optimizer_steps
 from mmcoref.errors import UserError
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, Memory, training_flops
 from mmcoref.run.preflight import checkpoint_bytes
-from mmcoref.run.terms import is_sharded, processes
-from mmcoref.tools.plan import Plan, planned
+from mmcoref.run.terms import LORA_RANK, is_sharded, processes
+from mmcoref.tools.plan import HOST_BYTES_PER_PROCESS, Plan, planned
 
 UTILISATION = 0.4  # of the peak: what well-tuned training of such models reaches, with enough work in each pass
 # An H100 SXM's operations a second, by its data sheet, without sparsity. PyTorch computes fp32 without tensor cores unless told.
 _PEAK, _PEAK_OF = 989e12, {"32-true": 67e12, "64-true": 67e12}
-_HOST_BYTES_PER_PROCESS = 3 * 10**9  # of Python, PyTorch and CUDA's libraries: assumed
-_LORA_RANK = 16  # of configs/lora.yaml
 _NAMES = (
     "weights",
     "gradients",
@@ -42,8 +40,7 @@ Change = tuple[str, dict[str, dict[str, Any]]]  # options of the command line, a
 
 def show(plan: Plan, console: Console) -> None:
     """Prints the plan; the user's own text is printed as it is, never read as markup."""
-    console.print(_memory(plan))
-    console.print(_run(plan))
+    console.print(*(_memory(plan), _run(plan)), sep="\n")
     device = "process" if plan.machine.cpu else "GPU"
     sources = f"Memory of a {device}: {plan.machine.source}. Lengths: {plan.lengths.source}. {plan.machine.note}"
     for line in (sources, verdict(plan)):
@@ -91,7 +88,7 @@ def _changes(plan: Plan) -> Iterator[Change]:
     if whole and not adapters and several > 1:
         yield "--trainer.strategy sharded", {"trainer": {"strategy": "sharded"}}
     if not adapters:
-        yield "--config configs/lora.yaml", {"model": {"lora_rank": _LORA_RANK}, "trainer": {"strategy": "ddp"}}
+        yield "--config configs/lora.yaml", {"model": {"lora_rank": LORA_RANK}, "trainer": {"strategy": "ddp"}}
     for nodes in (1, 2, 4, 8) if not adapters and not plan.machine.cpu else ():
         records = data["batch_size"] * trainer["accumulate_grad_batches"] * several  # of an optimizer step, which stay
         accumulate, rest = divmod(records, _NODE * nodes * data["batch_size"])
@@ -164,7 +161,7 @@ def _run(plan: Plan) -> Table:
     table.add_row("optimizer steps", f"{steps:,}")
     table.add_row("training", f"{flops:.2e} FLOPs{estimated}; {_time(plan, flops)}")
     table.add_row(
-        "memory of each machine", f"{_gb(host_memory(plan))} GB ({_gb(_HOST_BYTES_PER_PROCESS)} GB a process for libraries, assumed)"
+        "memory of each machine", f"{_gb(plan.host_memory)} GB ({_gb(HOST_BYTES_PER_PROCESS)} GB a process for libraries, assumed)"
     )
     table.add_row("disk for checkpoints", f"{_gb(disk(plan), places=_places(plan))} GB, with the one that replaces another")
     return table
@@ -176,7 +173,8 @@ def _as_published(plan: Plan) -> str:
     if plan.settings["model"]["name"] not in PUBLISHED_SHAPES or step.records * step.micro_batches * processes == _PUBLISHED_WINDOW:
         return ""
     accumulate, rest = divmod(_PUBLISHED_WINDOW, processes * plan.settings["data"]["batch_size"])
-    return f"; {_PUBLISHED_WINDOW} as published" + ("" if rest else f": --trainer.accumulate_grad_batches {accumulate}")
+    how = f", which {processes} processes do not divide" if rest else f": --trainer.accumulate_grad_batches {accumulate}"
+    return f"; {_PUBLISHED_WINDOW} as published{how}"
 
 
 def _time(plan: Plan, flops: float) -> str:
@@ -217,13 +215,6 @@ def disk(plan: Plan) -> int:
     """Bytes of checkpoints: the last one, the best one where one is chosen, and one that is being written."""
     files = 3 if plan.settings["data"]["val_size"] else 2
     return files * checkpoint_bytes(plan.terms.shape, plan.settings["model"]["name"])
-
-
-def host_memory(plan: Plan) -> int:
-    """Bytes of each machine's memory. Weights pass through it a matrix at a time, unless it is there that they are used."""
-    shape = plan.terms.shape
-    each = _HOST_BYTES_PER_PROCESS + 4 * max(shape.head, shape.widest) + (plan.need.peak if plan.machine.cpu else 0)
-    return each * (plan.machine.processes // plan.machine.nodes)
 
 
 def _records(n: int) -> str:

@@ -34,7 +34,9 @@ def test_an_option_that_cannot_be_read(wrong: list[str], sentence: str, capsys: 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (["--trainer.devices", "4,x"], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
+        (["--trainer.devices", "4,x"], "trainer.devices: expected auto, a number above 0 or a list such as [0, 1], got 4,x."),
+        (["--trainer.precision", "transformer-engine"], "trainer: "),
+        (["--trainer.precision", "64-true", "--trainer.strategy", "sharded"], "trainer: The `ModelParallelStrategy` does not support"),
         (["--trainer.max_epochs", "-5"], "`max_epochs` must be a non-negative integer or -1"),
         (["--trainer.strategy", "no_such"], "trainer.strategy: expected auto, ddp or sharded, got no_such"),
         (["--trainer.gradient_clip_algorithm", "no_such"], "`gradient_clip_algorithm`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -23,7 +24,8 @@ from mmcoref.errors import UserError
 from mmcoref.model import need
 from mmcoref.model.memory import Memory, shape_of
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run import preflight, terms
+from mmcoref.run import announce, preflight, terms
+from mmcoref.run.checkpoint import Stored
 from tests.conftest import dialogue
 
 
@@ -172,15 +174,15 @@ def test_a_published_model_that_no_device_here_holds_is_refused_before_the_hub_i
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     asked = settings("meta-llama/Llama-3.1-8B", strategy="ddp")
     with pytest.raises(UserError, match=r"8\.03 B parameters × 16 bytes = 128\.5 GB on every device"):
-        preflight.check_known_model(asked)
-    preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", strategy="sharded"))
-    preflight.check_known_model(settings("someone/8b", strategy="ddp"))
+        preflight.check_known_model(asked, training=True)
+    preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", strategy="sharded"), training=True)
+    preflight.check_known_model(settings("someone/8b", strategy="ddp"), training=True)
     asked["model"]["check_memory"] = False
-    preflight.check_known_model(asked)
+    preflight.check_known_model(asked, training=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(terms, "machine_memory", lambda: 100 * 10**9)
     with pytest.raises(UserError, match=r"a device here has 100\.0 GB"):
-        preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="auto", devices=1))
+        preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="auto", devices=1), training=True)
 
 
 def test_enough_gpus_and_other_machines_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +299,89 @@ def test_adapters_are_looked_at_before_anything_is_loaded(llama_folder: Path) ->
     asked["trainer"]["strategy"] = "sharded"
     with pytest.raises(UserError, match=r"use --trainer\.strategy ddp"):
         terms.shape_of_fit(config, asked)
+
+
+@pytest.mark.parametrize("sharing", [1, 2])
+def test_ways_out_that_are_none_are_not_named(sharing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terms, "machine_memory", lambda: 10 * 10**9)
+    with pytest.raises(UserError) as raised:
+        preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="cpu", devices=sharing), training=True)
+    fewer = "fewer processes (--trainer.devices 1), " if sharing == 2 else ""
+    assert f"use {fewer}GPUs, a machine with more memory or a smaller model" in str(raised.value)
+    monkeypatch.setattr(terms, "machine_memory", lambda: 40 * 10**9 * sharing)
+    with pytest.raises(UserError, match=r"use --config configs/lora\.yaml, "):
+        preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="cpu", devices=sharing), training=True)
+
+
+def test_a_test_is_refused_where_the_weights_alone_are_too_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(terms, "machine_memory", lambda: 20 * 10**9)
+    LlamaConfig(**LLAMA_3_1_8B).save_pretrained(tmp_path)
+    for name in ("meta-llama/Llama-3.1-8B", str(tmp_path)):
+        with pytest.raises(UserError, match=r"8\.03 B parameters take 32\.1 GB on every device, and a device here has 20\.0 GB"):
+            preflight.check_known_model(settings(name, accelerator="cpu", devices=1), training=False)
+    preflight.check_known_model(settings("meta-llama/Llama-3.2-1B", accelerator="cpu", devices=1), training=False)
+
+
+def test_processes_of_torchrun_that_would_each_run_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = settings(accelerator="cpu", devices=1)["trainer"]
+    preflight.check_torchrun(trainer)
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match=r"started 4 processes, 2 on this machine, .* ask for 1: use --trainer\.devices 2 --trainer\.num_nodes 2"
+    ):
+        preflight.check_torchrun(trainer)
+    preflight.check_torchrun(trainer | {"devices": 2, "num_nodes": 2})
+
+
+def test_a_place_where_no_run_can_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    preflight.check_writable(tmp_path / "new" / "folder")
+    with pytest.raises(UserError, match=r"lightning_logs: no run can be written there .*name a folder with --trainer\.default_root_dir"):
+        preflight.check_writable(tmp_path / "file" / "lightning_logs")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="no run can be written there"):
+        preflight.check_writable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "stored", "said"),
+    [
+        (4, 64, ""),
+        (4, None, ""),  # a checkpoint of an earlier version
+        (2, 64, "have 64 records, and those of this fit would have 32: --trainer.accumulate_grad_batches 4 keeps them"),
+        (4, 24, "have 24 records, and those of this fit would have 64: processes and a --data.batch_size that divide 24 keep them"),
+    ],
+)
+def test_a_fit_goes_on_in_steps_of_as_many_records(accumulate: int, stored: int | None, said: str) -> None:
+    class Trainer:
+        accumulate_grad_batches, distributed_sampler_kwargs = accumulate, {"num_replicas": 8, "rank": 0}
+
+    known = Stored(Path("last.ckpt"), {}, 1, {}, {}, None, stored)
+    if not said:
+        preflight.check_window(known, MMCorefDataModule(), Trainer())  # type: ignore[arg-type]
+        return
+    with pytest.raises(UserError, match=re.escape(said)):
+        preflight.check_window(known, MMCorefDataModule(), Trainer())  # type: ignore[arg-type]
+
+
+def test_a_fit_of_several_machines_says_what_it_waits_for(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("mmcoref"), "propagate", True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    class Meeting:
+        main_address, main_port = "10.0.0.1", 29500
+
+    class Strategy:
+        root_device, cluster_environment = torch.device("cpu"), Meeting()
+
+    class Trainer:
+        num_nodes, num_devices, strategy = 2, 3, Strategy()
+
+    with caplog.at_level(logging.INFO, "mmcoref"):
+        announce._processes(Trainer())  # type: ignore[arg-type]
+    assert "waits for the processes of 2 machines at 10.0.0.1:29500; torchrun starts them on each" in caplog.text
+    assert "3 processes share 2 processors" in caplog.text
 
 
 def test_a_validation_that_is_too_large_names_the_rows_that_are_not(gpu: Any) -> None:

@@ -28,18 +28,20 @@ from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, training_flops
 from mmcoref.run import terms
 from mmcoref.run.terms import machine_of, parse_memory
 from mmcoref.tools.plan import Plan, plan_of, run
-from mmcoref.tools.plan_table import disk, host_memory, run_length, show, verdict, ways_out
+from mmcoref.tools.plan_table import disk, run_length, show, verdict, ways_out
 from tests.conftest import published_path
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {
         "name": "tiny", "lora_rank": 0, "lora_alpha": 32.0, "lora_dropout": 0.0, "lora_targets": None, "gradient_checkpointing": None,
+        "val_generate": True,
     },
     "data": {
         "path": "data/ai_response.json", "prompt": "base", "val_size": 0, "limit": None, "max_tokens": 512, "overlength": "raise",
         "batch_size": 2, "micro_batch_size": None, "eval_batch_size": 16, "recipe": "mmcoref", "sample_train": 1380, "sample_seed": 0,
     },
+    "checkpoint": {"patience": None},
     "trainer": {
         "accelerator": "auto", "devices": "auto", "num_nodes": 1, "strategy": "auto", "precision": None, "accumulate_grad_batches": 1,
         "max_epochs": 30, "max_steps": -1, "limit_train_batches": None, "limit_val_batches": None, "val_check_interval": None,
@@ -331,7 +333,7 @@ def test_a_run_is_told_in_hours_minutes_or_seconds(epochs: int, seconds: int, un
     [
         ({}, "64 records, 8 a process │"),
         ({"trainer__devices": 4}, "32 records, 8 a process; 64 as published: --trainer.accumulate_grad_batches 8 │"),
-        ({"trainer__devices": 3}, "24 records, 8 a process; 64 as published │"),  # 3 does not divide them
+        ({"trainer__devices": 3}, "24 records, 8 a process; 64 as published, which 3 processes do not divide │"),
     ],
 )
 def test_a_step_of_other_records_than_published_is_told(options: dict[str, Any], said: str) -> None:
@@ -358,8 +360,18 @@ def test_processors_take_passes_that_get_no_faster_if_larger(monkeypatch: pytest
 
 def test_memory_of_a_machine_is_its_processes() -> None:
     one, eight = plan("8b", trainer__devices=1, trainer__strategy="auto"), plan("8b")
-    assert host_memory(eight) == 8 * host_memory(one) == 8 * (3 * 10**9 + 4 * 525_336_576)
-    assert host_memory(plan("8b", trainer__num_nodes=2)) == host_memory(eight)
+    assert eight.host_memory == 8 * one.host_memory == 8 * (3 * 10**9 + 4 * 525_336_576)
+    assert plan("8b", trainer__num_nodes=2).host_memory == eight.host_memory
+
+
+def test_processors_share_their_memory_with_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terms, "machine_memory", lambda: 25 * 10**9)
+    alone = plan("1b", gpu_memory=None, trainer__accelerator="cpu", trainer__devices=1, model__lora_rank=16)
+    assert alone.host_memory == 3 * 10**9 + alone.need.peak
+    assert alone.fits
+    monkeypatch.setattr(terms, "machine_memory", lambda: alone.host_memory - 1)
+    assert alone.need.peak < FULL * (alone.host_memory - 1)
+    assert not plan("1b", gpu_memory=None, trainer__accelerator="cpu", trainer__devices=1, model__lora_rank=16).fits
 
 
 # ---------------------------------------------------------------------- machines and mistakes
@@ -419,6 +431,23 @@ def test_strategies_are_told_apart(strategy: Any, sharded: bool) -> None:
         ({"trainer__accelerator": "cpu"}, "--gpu_memory: the settings have trainer.accelerator cpu"),
         ({"trainer__max_epochs": None}, "both unlimited"),
         ({"data__recipe": "published", "data__limit": 10}, "10 records fill none"),
+        ({"trainer__strategy": "shardd"}, "trainer.strategy: expected auto, ddp or sharded, got shardd"),
+        ({"trainer__strategy": "fsdp"}, "trainer.strategy: expected auto, ddp or sharded, got fsdp"),
+        ({"trainer__devices": "banana"}, "trainer.devices: expected auto, a number above 0 or a list such as [0, 1], got banana"),
+        ({"trainer__devices": 0}, "trainer.devices: expected auto, a number above 0"),
+        ({"trainer__devices": "-3"}, "trainer.devices: expected auto, a number above 0"),
+        ({"trainer__num_nodes": 0}, "trainer.num_nodes: expected 1 or more, got 0"),
+        ({"trainer__accelerator": "tpu"}, "trainer.accelerator: expected auto, cpu, gpu, cuda or mps, got tpu"),
+        ({"trainer__accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches: expected 1 or more, got 0"),
+        ({"data__batch_size": 0}, "data.batch_size: expected 1 or more, got 0"),
+        ({"data__val_size": -3}, "data.val_size: expected 0 or more, got -3"),
+        ({"data__val_size": 1380}, "data.val_size: expected 0 to 1379 of the 1380 train records, got 1380"),
+        ({"checkpoint__patience": 3}, "--checkpoint.patience: needs a validation part"),
+        ({"model__lora_rank": -4}, "model.lora_rank: expected 0 or more, got -4"),
+        ({"model__lora_rank": 4, "model__lora_dropout": 1.5}, "model.lora_dropout: expected 0 or more and less than 1, got 1.5"),
+        ({"model__lora_rank": 4, "model__lora_targets": []}, "model.lora_targets: expected names of linear layers"),
+        ({"model__lora_alpha": 0.0}, "model.lora_alpha: expected a number above 0, got 0.0"),
+        ({"model__lora_targets": ["q_proj"]}, "model.lora_targets: model.lora_rank is 0"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(options: dict[str, Any], sentence: str) -> None:
