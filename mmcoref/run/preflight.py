@@ -119,7 +119,8 @@ def check_known_model(settings: dict[str, Any], *, training: bool) -> None:
         return
     terms, need = _least(settings, config)
     if training:
-        _check(terms, need)
+        if need.peak > _REFUSED * (terms.capacity or math.inf):  # what is nearly too large is told when the records are known
+            raise UserError(memory_sentence(terms, need))
     elif need.training.weights > _REFUSED * (terms.capacity or math.inf):
         weights, there = need.training.weights / 1e9, (terms.capacity or 0) / 1e9
         raise UserError(
@@ -153,7 +154,6 @@ def _check_hub(name: str) -> None:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"model.name {name!r}: no such folder, and not a hub name either (owner/model), nor `tiny`.")
     page = f"{constants.ENDPOINT}/{name}"
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or each of its five tries would be told
     try:
         hf_hub_download(name, "config.json")
     except GatedRepoError:
@@ -190,12 +190,7 @@ def check_memory(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trai
     """
     terms = windows.terms_of(model.shape_config(data), model.hparams, data, trainer)
     need = need_of(terms)
-    if model.hparams["check_memory"]:
-        _check(terms, need)
-
-
-def _check(terms: Terms, need: Need) -> None:
-    if terms.capacity is None:
+    if terms.capacity is None or not model.hparams["check_memory"]:
         return
     share = need.peak / terms.capacity
     if share > _REFUSED:

@@ -1,4 +1,4 @@
-"""What Lightning, torch and transformers say and need not."""
+"""What Lightning, torch, transformers and the hub's client say and need not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def quiet() -> None:
     # Lightning's own information (which accelerators exist, what it restores) would stand before our first line.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of five tries to reach it: what came of them is told
     for message in (
         ".*does not have many workers.*",  # collating takes microseconds: workers only cost
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder

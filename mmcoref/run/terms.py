@@ -71,9 +71,10 @@ def count_devices(devices: Any) -> int | None:
     """How many devices a setting names; None for `auto` and -1, which take what is there, and for what names none."""
     if isinstance(devices, list):
         return len(devices)
-    if re.fullmatch(r"\d+(,\d+)+", str(devices).replace(" ", "")):
-        return str(devices).count(",") + 1
-    return int(devices) if re.fullmatch(r"\d+", str(devices)) else None
+    text = str(devices).replace(" ", "")
+    if re.fullmatch(r"\d+(,\d+)*,?", text) is None:
+        return None
+    return len(text.strip(",").split(",")) if "," in text else int(text)
 
 
 def machine_of(trainer: Mapping[str, Any], gpu_memory: str | None = None) -> Machine:

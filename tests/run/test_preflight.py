@@ -301,6 +301,26 @@ def test_adapters_are_looked_at_before_anything_is_loaded(llama_folder: Path) ->
         terms.shape_of_fit(config, asked)
 
 
+@pytest.mark.parametrize(
+    ("devices", "count"),
+    [
+        (3, 3),
+        ("3", 3),
+        ("0,", 1),
+        ("0,1", 2),
+        ("0, 1", 2),
+        ([2, 3, 4], 3),
+        ("auto", None),
+        (-1, None),
+        ("-1", None),
+        ("1.5", None),
+        ("a,b", None),
+    ],
+)
+def test_devices_are_counted_as_lightning_counts_them(devices: Any, count: int | None) -> None:
+    assert terms.count_devices(devices) == count
+
+
 @pytest.mark.parametrize("sharing", [1, 2])
 def test_ways_out_that_are_none_are_not_named(sharing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terms, "machine_memory", lambda: 10 * 10**9)
