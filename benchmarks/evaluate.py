@@ -41,13 +41,14 @@ from rich.table import Table
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.harness import Harness, load
+from benchmarks.program import told
 from benchmarks.subject import build_model, build_tokenizer, fit, read_subject
 from mmcoref import __version__
 from mmcoref.data.batch import EvalBatch, eval_batch
 from mmcoref.data.encode import Encoder, longest_answer
 from mmcoref.data.prompt import answer_text
 from mmcoref.data.record import LETTERS, Record
-from mmcoref.errors import USER_ERROR_EXIT, UserError, at_least
+from mmcoref.errors import UserError, at_least
 from mmcoref.model.answering import predict
 from mmcoref.model.module import ROOM_AFTER_ANSWER
 from mmcoref.model.scoring import answer, answer_as_published
@@ -134,11 +135,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the command line; by default the process's own.
     """
-    try:
-        return _run(_options(args))
-    except UserError as error:
-        print(f"benchmarks.evaluate: error: {error}", file=sys.stderr)
-        return USER_ERROR_EXIT
+    return told("benchmarks.evaluate", lambda: _run(_options(args)))
 
 
 def _options(args: Sequence[str] | None) -> argparse.Namespace:

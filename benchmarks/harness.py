@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from benchmarks.program import peers_module
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.record import LETTERS, Record
-from mmcoref.errors import UserError
 
 
 class Harness:
@@ -64,16 +64,7 @@ def _task(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def load(module: str) -> Any:
-    """A module of the harness, or one that it brings.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"lm-evaluation-harness is missing ({error}); install it with: python -m pip install -e '.[bench]'") from None
+load = partial(peers_module, "lm-evaluation-harness")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ backward pass. No setting changes that, but a method does: `head_at_answers` ove
 
 from __future__ import annotations
 
-import importlib
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from benchmarks.program import peers_module
 from benchmarks.turns import WEIGHT_DECAY, WINDOW, Job, Train, Turn, Turns, Way, length
 from mmcoref.data.batch import IGNORED
 from mmcoref.data.encode import Example
@@ -50,16 +50,7 @@ def check_setting(setting: str) -> None:
         raise UserError(f"trl_settings: expected a divisor of {WINDOW}, with or without {_FLAT} behind it, got {setting!r}.")
 
 
-def load(module: str) -> Any:
-    """A module of TRL's, or one that it brings.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"TRL is missing ({error}); install it with: python -m pip install -e '.[bench]'") from None
+load = partial(peers_module, "TRL")
 
 
 def windows(examples: Sequence[Example], steps: int) -> list[list[Example]]:

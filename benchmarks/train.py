@@ -45,6 +45,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.program import told
 from benchmarks.sft import check_setting, load, train_with_trl, train_with_trl_at_answers, try_settings
 from benchmarks.subject import build_model, build_tokenizer
 from benchmarks.turns import MAX_TOKENS, WINDOW, Job, Train, Turn, Way, length, without_bars
@@ -55,7 +56,7 @@ from mmcoref.data.file import dump_records, read_records
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.sample import sample_records
 from mmcoref.data.split import TRAIN_SHARE
-from mmcoref.errors import USER_ERROR_EXIT, UserError, at_least
+from mmcoref.errors import UserError, at_least
 
 TOLERANCE = 1e-4  # nats; losses of a few nats, in fp32, behind updates in batches of different shapes
 CHECKED = 3  # steps of the first turn
@@ -136,11 +137,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the command line; by default the process's own.
     """
-    try:
-        return _run(_options(args))
-    except UserError as error:
-        print(f"benchmarks.train: error: {error}", file=sys.stderr)
-        return USER_ERROR_EXIT
+    return told("benchmarks.train", lambda: _run(_options(args)))
 
 
 def _options(args: Sequence[str] | None) -> argparse.Namespace:

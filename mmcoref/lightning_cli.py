@@ -20,7 +20,7 @@ from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run import announce, preflight
+from mmcoref.run import announce, holding, preflight
 from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
 from mmcoref.run.choosing import choosing
 from mmcoref.run.ending import part
@@ -29,7 +29,7 @@ from mmcoref.run.progress import PlainProgress
 from mmcoref.run.quiet import quiet
 from mmcoref.run.record import RunRecord
 from mmcoref.run.strategy import strategy_of
-from mmcoref.run.terms import check_trainer, processes, shape_of_fit
+from mmcoref.run.terms import check_trainer, on_cpu, processes, shape_of_fit
 
 log = logging.getLogger(__name__)
 
@@ -180,10 +180,10 @@ class MMCorefCLI(LightningCLI):
             return  # the first process checks the rest
         preflight.check_writable(self._logs_root(self.subcommand))
         model, training = settings["model"]["name"], self.subcommand == "fit"
-        preflight.check_devices(settings, training=training)
+        holding.check_devices(settings, training=training)
         if model in TINY_NAMES or self.stored is not None:
             return
-        preflight.check_known_model(settings, training=training)
+        holding.check_known_model(settings, training=training)
         shape = shape_of_fit(preflight.check_model(model), settings)
         checkpoint = preflight.checkpoint_bytes(shape, model) if training else 0
         preflight.check_disk(self._logs_root(self.subcommand), checkpoint, model=model)
@@ -199,7 +199,7 @@ class MMCorefCLI(LightningCLI):
         if trainer["precision"] in _FLOAT16:
             # Lightning would compute in bfloat16 on the CPU, and refuses float16 for a sharded model.
             kwargs["precision"] = None
-            device = "cpu" if _on_cpu(trainer["accelerator"]) else "cuda"
+            device = "cpu" if on_cpu(trainer["accelerator"]) else "cuda"
             plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
         kwargs["plugins"] = plugins
         callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored), PlainProgress()]
@@ -225,7 +225,7 @@ class MMCorefCLI(LightningCLI):
         """Reads the data, so that a mistake in them is told first, and says what is to come."""
         self.datamodule.setup("fit")
         preflight.check_window(self.stored, self.datamodule, self.trainer)
-        preflight.check_memory(self.model, self.datamodule, self.trainer)
+        holding.check_memory(self.model, self.datamodule, self.trainer)
         announce.fit(self.model, self.datamodule, self.trainer, self.stored)
 
     def after_fit(self) -> None:
@@ -285,10 +285,6 @@ def fit_settings(argv: Sequence[str]) -> dict[str, Any]:
     quiet()
     with told_in_one_sentence("plan"):
         return _Settings(["fit", *argv])._plain("fit")
-
-
-def _on_cpu(accelerator: Any) -> bool:
-    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
 
 
 def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

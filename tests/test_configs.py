@@ -12,7 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from transformers import PreTrainedTokenizerFast
 
 from mmcoref.cli import main
-from mmcoref.run import preflight, terms
+from mmcoref.run import holding, terms
 from mmcoref.run.checkpoint import read_stored
 from mmcoref.run.progress import PlainProgress
 from tests.conftest import CHAT_TEMPLATE
@@ -115,14 +115,14 @@ def test_a_published_config_on_two_processes_with_all_else_as_written(name: str,
 def test_a_machine_without_eight_gpus_is_told_how_to_keep_64_a_step(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (preflight, terms):
+    for module in (holding, terms):
         monkeypatch.setattr(module, "machine_memory", lambda: 10**12)
     config = next(path for path in CONFIGS if path.stem == name)
     assert main(["fit", "--config", str(config)]) == 2
     error = capsys.readouterr().err
     assert "the settings ask for 8 GPUs and this machine has" in error
     assert "which keeps 64 records an optimizer step" in error
-    for module in (preflight, terms):
+    for module in (holding, terms):
         monkeypatch.setattr(module, "machine_memory", lambda: 10**9)
     assert main(["fit", "--config", str(config)]) == 2
     assert "`mmcoref plan` says what a fit needs" in capsys.readouterr().err

@@ -59,6 +59,11 @@ class Machine:
     note: str = ""
 
 
+def on_cpu(accelerator: Any) -> bool:
+    """Whether a run with this setting computes on processors, here."""
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
 def processes(trainer: Mapping[str, Any]) -> int:
     """Processes of all machines that the settings ask for."""
     here = count_devices(trainer["devices"])

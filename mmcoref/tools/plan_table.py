@@ -40,7 +40,7 @@ Change = tuple[str, dict[str, dict[str, Any]]]  # options of the command line, a
 
 def show(plan: Plan, console: Console) -> None:
     """Prints the plan; the user's own text is printed as it is, never read as markup."""
-    console.print(*(_memory(plan), _run(plan)), sep="\n")
+    console.print(_memory(plan), _run(plan), sep="\n")
     device = "process" if plan.machine.cpu else "GPU"
     sources = f"Memory of a {device}: {plan.machine.source}. Lengths: {plan.lengths.source}. {plan.machine.note}"
     for line in (sources, verdict(plan)):

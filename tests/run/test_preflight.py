@@ -24,7 +24,7 @@ from mmcoref.errors import UserError
 from mmcoref.model import need
 from mmcoref.model.memory import Memory, shape_of
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run import announce, preflight, terms
+from mmcoref.run import announce, holding, preflight, terms
 from mmcoref.run.checkpoint import Stored
 from tests.conftest import dialogue
 
@@ -133,7 +133,7 @@ def settings(name: str = "tiny", **trainer: Any) -> dict[str, Any]:
 def test_fewer_gpus_keep_the_records_of_a_step(there: int, devices: Any, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     with pytest.raises(UserError) as raised:
-        preflight.check_devices(settings(devices=devices), training=True)
+        holding.check_devices(settings(devices=devices), training=True)
     said = f"ask for 8 GPUs and this machine has {there or 'none'}: use {way_out}, which keeps 64 records an optimizer step."
     assert str(raised.value).endswith(said)
 
@@ -141,7 +141,7 @@ def test_fewer_gpus_keep_the_records_of_a_step(there: int, devices: Any, way_out
 def test_a_test_on_fewer_gpus_takes_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(UserError, match=r"ask for 8 GPUs and this machine has 3: use --trainer\.devices 3\.$"):
-        preflight.check_devices(settings(), training=False)
+        holding.check_devices(settings(), training=False)
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,12 @@ def test_processors_are_not_proposed_for_what_they_cannot_hold(
     training: bool, memory: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    for module in (preflight, terms):
+    for module in (holding, terms):
         monkeypatch.setattr(module, "machine_memory", lambda: memory)
     LlamaConfig(**LLAMA_3_1_8B).save_pretrained(tmp_path)
     for name in ("meta-llama/Llama-3.1-8B", str(tmp_path)):
         with pytest.raises(UserError) as raised:
-            preflight.check_devices(settings(name, strategy="sharded"), training=training)
+            holding.check_devices(settings(name, strategy="sharded"), training=training)
         assert said in str(raised.value)
 
 
@@ -174,23 +174,23 @@ def test_a_published_model_that_no_device_here_holds_is_refused_before_the_hub_i
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     asked = settings("meta-llama/Llama-3.1-8B", strategy="ddp")
     with pytest.raises(UserError, match=r"8\.03 B parameters × 16 bytes = 128\.5 GB on every device"):
-        preflight.check_known_model(asked, training=True)
-    preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", strategy="sharded"), training=True)
-    preflight.check_known_model(settings("someone/8b", strategy="ddp"), training=True)
+        holding.check_known_model(asked, training=True)
+    holding.check_known_model(settings("meta-llama/Llama-3.1-8B", strategy="sharded"), training=True)
+    holding.check_known_model(settings("someone/8b", strategy="ddp"), training=True)
     asked["model"]["check_memory"] = False
-    preflight.check_known_model(asked, training=True)
+    holding.check_known_model(asked, training=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(terms, "machine_memory", lambda: 100 * 10**9)
     with pytest.raises(UserError, match=r"a device here has 100\.0 GB"):
-        preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="auto", devices=1), training=True)
+        holding.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="auto", devices=1), training=True)
 
 
 def test_enough_gpus_and_other_machines_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    preflight.check_devices(settings(), training=True)
+    holding.check_devices(settings(), training=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for accelerator, devices in (("cpu", 8), ("auto", "auto"), ("gpu", -1)):
-        preflight.check_devices(settings(accelerator=accelerator, devices=devices), training=True)
+        holding.check_devices(settings(accelerator=accelerator, devices=devices), training=True)
 
 
 LLAMA_3_1_8B: dict[str, Any] = {
@@ -238,19 +238,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_8b_is_refused_on_80_gb_under_ddp_and_held_sharded(gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UserError) as raised:
-        preflight.check_memory(*fit_of_8b("ddp", 8))
+        holding.check_memory(*fit_of_8b("ddp", 8))
     said = str(raised.value)
     assert said.startswith("8.03 B parameters × 16 bytes = 128.5 GB on every device, ")
     assert "a device here has 80.0 GB: use --trainer.strategy sharded, --config configs/lora.yaml, more or larger devices" in said
-    preflight.check_memory(*fit_of_8b("ddp", 8, check_memory=False))
-    preflight.check_memory(*fit_of_8b("sharded", 8))
-    preflight.check_memory(*fit_of_8b("ddp", 8, lora_rank=16))
+    holding.check_memory(*fit_of_8b("ddp", 8, check_memory=False))
+    holding.check_memory(*fit_of_8b("sharded", 8))
+    holding.check_memory(*fit_of_8b("ddp", 8, lora_rank=16))
     assert not caplog.records
     gpu.total_memory = 16_000_000_000
     with pytest.raises(UserError, match=r"8\.03 B parameters × 16 bytes / 8 processes = 16\.1 GB on every device"):
-        preflight.check_memory(*fit_of_8b("sharded", 8))
+        holding.check_memory(*fit_of_8b("sharded", 8))
     with pytest.raises(UserError, match=r"8\.07 B parameters, 0\.042 B of them trained, take 1\d\.\d GB on every device"):
-        preflight.check_memory(*fit_of_8b("ddp", 8, lora_rank=16))
+        holding.check_memory(*fit_of_8b("ddp", 8, lora_rank=16))
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ def test_from_90_percent_it_warns_and_above_110_it_refuses(
     monkeypatch.setattr(need, "training_memory", lambda *_: memory)
     if refused:
         with pytest.raises(UserError):
-            preflight.check_memory(*fit_of_8b("ddp", 8))
+            holding.check_memory(*fit_of_8b("ddp", 8))
         return
-    preflight.check_memory(*fit_of_8b("ddp", 8))
+    holding.check_memory(*fit_of_8b("ddp", 8))
     assert bool(caplog.records) is warned
     if warned:
         assert f"({100 * share:.0f} %)" in caplog.text
@@ -325,12 +325,12 @@ def test_devices_are_counted_as_lightning_counts_them(devices: Any, count: int |
 def test_ways_out_that_are_none_are_not_named(sharing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terms, "machine_memory", lambda: 10 * 10**9)
     with pytest.raises(UserError) as raised:
-        preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="cpu", devices=sharing), training=True)
+        holding.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="cpu", devices=sharing), training=True)
     fewer = "fewer processes (--trainer.devices 1), " if sharing == 2 else ""
     assert f"use {fewer}GPUs, a machine with more memory or a smaller model" in str(raised.value)
     monkeypatch.setattr(terms, "machine_memory", lambda: 40 * 10**9 * sharing)
     with pytest.raises(UserError, match=r"use --config configs/lora\.yaml, "):
-        preflight.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="cpu", devices=sharing), training=True)
+        holding.check_known_model(settings("meta-llama/Llama-3.1-8B", accelerator="cpu", devices=sharing), training=True)
 
 
 def test_a_test_is_refused_where_the_weights_alone_are_too_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -338,8 +338,8 @@ def test_a_test_is_refused_where_the_weights_alone_are_too_large(monkeypatch: py
     LlamaConfig(**LLAMA_3_1_8B).save_pretrained(tmp_path)
     for name in ("meta-llama/Llama-3.1-8B", str(tmp_path)):
         with pytest.raises(UserError, match=r"8\.03 B parameters take 32\.1 GB on every device, and a device here has 20\.0 GB"):
-            preflight.check_known_model(settings(name, accelerator="cpu", devices=1), training=False)
-    preflight.check_known_model(settings("meta-llama/Llama-3.2-1B", accelerator="cpu", devices=1), training=False)
+            holding.check_known_model(settings(name, accelerator="cpu", devices=1), training=False)
+    holding.check_known_model(settings("meta-llama/Llama-3.2-1B", accelerator="cpu", devices=1), training=False)
 
 
 def test_processes_of_torchrun_that_would_each_run_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,14 +408,14 @@ def test_a_validation_that_is_too_large_names_the_rows_that_are_not(gpu: Any) ->
     module, data, trainer = fit_of_8b("sharded", 8)
     data.hparams["eval_batch_size"] = 4096
     with pytest.raises(UserError) as raised:
-        preflight.check_memory(module, data, trainer)
+        holding.check_memory(module, data, trainer)
     said = str(raised.value)
     assert "GB while 4096 records are validated at a time, and a device here has 80.0 GB: use --data.eval_batch_size " in said
     data.hparams["eval_batch_size"] = int(said.split("--data.eval_batch_size ")[1].split(",")[0])
-    preflight.check_memory(module, data, trainer)
+    holding.check_memory(module, data, trainer)
     data.hparams["eval_batch_size"] = 4096
     trainer.limit_val_batches = 0
-    preflight.check_memory(module, data, trainer)
+    holding.check_memory(module, data, trainer)
 
 
 def test_a_disk_too_small_for_the_download_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
