@@ -28,6 +28,7 @@ from mmcoref.run.mistakes import of_the_trainer, told_in_one_sentence
 from mmcoref.run.progress import PlainProgress
 from mmcoref.run.quiet import quiet
 from mmcoref.run.record import RunRecord
+from mmcoref.run.stopping import StopWhenAsked
 from mmcoref.run.strategy import strategy_of
 from mmcoref.run.terms import check_trainer, on_cpu, processes, shape_of_fit
 
@@ -203,6 +204,7 @@ class MMCorefCLI(LightningCLI):
             plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
         kwargs["plugins"] = plugins
         callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored), PlainProgress()]
+        callbacks.append(StopWhenAsked())
         kwargs["callbacks"] = callbacks + (choosing(settings) if self.subcommand == "fit" else [])
         if trainer["logger"] is None or trainer["logger"] is True:
             kwargs["logger"] = self._logger(trainer["default_root_dir"] or ".")

@@ -370,7 +370,7 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(
     arguments: list[str], stop_at: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", *arguments, "--checkpoint.every_n_steps", "1", "--trainer.default_root_dir", "straight"]) == 0
-    save = LastCheckpoint._save
+    save = LastCheckpoint.save
 
     def save_and_die(self: LastCheckpoint, trainer: Any) -> None:
         save(self, trainer)
@@ -378,7 +378,7 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(
             raise Interrupted
 
     with monkeypatch.context() as patched:
-        patched.setattr(LastCheckpoint, "_save", save_and_die)
+        patched.setattr(LastCheckpoint, "save", save_and_die)
         with pytest.raises(Interrupted):
             main(["fit", *arguments, "--checkpoint.every_n_steps", "1"])
     assert main(["fit", "--ckpt_path", "last"]) == 0

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import signal
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TokenizerFiles
-from mmcoref.errors import Stopped, UserError, at_least, first_line
+from mmcoref.errors import UserError, at_least, first_line
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run.files import cannot_write, meta_of, read_file, read_folder
-
-log = logging.getLogger(__name__)
 
 _CONFIG_KEY = "mmcoref_config"
 _WINDOW_KEY = "mmcoref_window"
@@ -158,11 +153,7 @@ def find_last(root: Path, *, best: bool = False) -> Path | None:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `checkpoints/last.ckpt`: at the end of every epoch, every n optimizer steps if asked to, and when told to stop.
-
-    SIGINT (Ctrl-C) and SIGTERM stop a fit behind the current optimizer step, on all processes at the same one, whichever
-    of them got the signal. Lightning's handlers broadcast from inside the signal, which hangs under data parallelism. A
-    second signal ends the process at once.
+    """Keeps `checkpoints/last.ckpt`: at the end of every epoch, every n optimizer steps if asked to, and when told to save.
 
     Args:
         every_n_steps: optimizer steps between saves within an epoch; by default none.
@@ -174,62 +165,28 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.patience = patience  # for an `EarlyStopping` that the command line sets up, as it knows what is measured
         self._step = 0
-        self._signal = 0
-        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals over, behind Lightning's own handlers, where this is the main thread."""
-        self._step, self._signal = trainer.global_step, 0
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self._signal:
-            self._release_signals()
-            raise KeyboardInterrupt
-        self._signal = number
-        log.info("%s: stopping behind this optimizer step; a second signal stops at once", signal.Signals(number).name)
-
-    def _release_signals(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        """Notes the step at which the fit starts."""
+        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Behind an optimizer step: saves if the step is due or the run is told to stop.
-
-        Raises:
-            Stopped: it is, and has been saved.
-        """
+        """Saves behind an optimizer step, if that is due."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        stop = int(over_processes(trainer, self._signal))
         due = self.every_n_steps is not None and self._step % self.every_n_steps == 0
-        if (due or stop) and not trainer.is_last_batch:  # the epoch's end saves its last step, behind validation
-            self._save(trainer)
-            self._stop(stop)
+        if due and not trainer.is_last_batch:  # the epoch's end saves its last step, behind validation
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves, behind validation."""
-        self._save(trainer)
-        self._stop(int(over_processes(trainer, self._signal)))
+        self.save(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def save(self, trainer: pl.Trainer) -> None:
+        """Writes the checkpoint now; every process must take part."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(run_folder(trainer), "checkpoints", "last.ckpt"))
-
-    def _stop(self, number: int) -> None:
-        if number:
-            raise Stopped(f"stopped at step {self._step}, checkpoint saved; go on with: mmcoref fit --ckpt_path last", number)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
-        self._release_signals()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Gives the signals back."""
-        self._release_signals()
 
 
 class StoredConfig(pl.Callback):
