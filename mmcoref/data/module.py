@@ -241,6 +241,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             seed=global_seed(),
             options=self.encoder.shuffled(self.train, global_seed()) if self.hparams["shuffle_options"] else None,
             as_published=self.as_published,
+            limit=self.trainer.limit_train_batches if self.trainer else None,
             **self.replicas(self.trainer),
         )
         return ResumableLoader(_Rows(self.train), sampler=sampler, collate_fn=self._train_batch, num_workers=self.hparams["num_workers"])
@@ -282,7 +283,7 @@ class MMCorefDataModule(pl.LightningDataModule):
         if not self.as_published:
             return train_batch(examples, rows[0][1].window_targets, self.encoder.pad_id)
         batch = train_batch(examples, 0, self.encoder.pad_id, width=self.hparams["max_tokens"])
-        micro_batches = (self.trainer.accumulate_grad_batches if self.trainer else 1) * self.replicas(self.trainer)["num_replicas"]
+        micro_batches = rows[0][1].window_batches * self.replicas(self.trainer)["num_replicas"]
         # The mean of the step's mean losses, as if every micro-batch had as many answer tokens as this one; a row's cut may leave none.
         return batch._replace(window_targets=max(1, len(batch.targets)) * micro_batches)
 

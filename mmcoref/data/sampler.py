@@ -30,12 +30,14 @@ class Slot(NamedTuple):
         valid: whether it counts.
         window_targets: answer tokens of its optimizer step; 0 in evaluation.
         order: of its options.
+        window_batches: micro-batches of its optimizer step on each process; 0 in evaluation.
     """
 
     example: int
     valid: bool
     window_targets: int = 0
     order: Order = FILE_ORDER
+    window_batches: int = 0
 
 
 def batches_per_epoch(examples: int, *, batch_size: int, accumulate: int, num_replicas: int, whole_windows: bool) -> int:
@@ -52,6 +54,18 @@ def batches_per_epoch(examples: int, *, batch_size: int, accumulate: int, num_re
     return examples // (row * accumulate) * accumulate if whole_windows else -(-examples // row)
 
 
+def taken_batches(batches: int, limit: float | None) -> int:
+    """Count the micro-batches of an epoch that a trainer takes, as Lightning counts them.
+
+    Args:
+        batches: micro-batches that each process has in an epoch.
+        limit: `trainer.limit_train_batches`: a number (int) or a share (float) of them; None for all.
+    """
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
 def optimizer_steps(batches: int, *, accumulate: int, limit: float | None, max_epochs: int | None, max_steps: int | None) -> int:
     """Optimizer steps of a whole fit.
 
@@ -65,7 +79,7 @@ def optimizer_steps(batches: int, *, accumulate: int, limit: float | None, max_e
     Raises:
         UserError: neither ends the run.
     """
-    taken = batches if limit is None else min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    taken = taken_batches(batches, limit)
     ends = [-1 if max_steps is None else max_steps, -1 if max_epochs is None else max_epochs * -(-taken // accumulate)]
     if max(ends) < 0:
         raise UserError("trainer.max_epochs and trainer.max_steps are both unlimited: the learning rate needs an end to decay to.")
@@ -79,7 +93,8 @@ class TrainSampler(DistributedSampler[int]):
     num_replicas` examples; the last window is smaller. Inside a window the examples are sorted by length and dealt
     out so that all processes have equally many micro-batches of like length; rows left over in the last window carry
     no labels. The number of answer tokens in the window travels with every row: the loss is divided by it, which
-    makes the gradient the mean over all answer tokens of the step, however they are split.
+    makes the gradient the mean over all answer tokens of the step, however they are split. Where a limit ends an epoch
+    inside a window, only the micro-batches that are taken belong to that step.
 
     As published, windows are dealt out in the order drawn, and an epoch's last window, which is not full, is left out.
 
@@ -94,6 +109,7 @@ class TrainSampler(DistributedSampler[int]):
         options: (epoch, example) -> the order of that example's options, and its answer tokens; by default the file's order
             and `targets`.
         as_published: see above.
+        limit: `trainer.limit_train_batches`.
     """
 
     def __init__(
@@ -108,6 +124,7 @@ class TrainSampler(DistributedSampler[int]):
         seed: int,
         options: Callable[[int, int], tuple[Order, int]] | None = None,
         as_published: bool = False,
+        limit: float | None = None,
     ) -> None:
         super().__init__(range(len(lengths)), num_replicas, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]  # it asks for len() only
         self.lengths = lengths
@@ -116,6 +133,7 @@ class TrainSampler(DistributedSampler[int]):
         self.accumulate = accumulate
         self.options = options
         self.as_published = as_published
+        self.limit = limit
         self.start_batch = 0
 
     @property
@@ -139,21 +157,31 @@ class TrainSampler(DistributedSampler[int]):
         if self.as_published:
             del order[len(order) // self.window * self.window :]
         first, self.start_batch = self.start_batch * self.batch_size, 0
-        slots = (slot for start in range(0, len(order), self.window) for slot in self._deal(order[start : start + self.window]))
-        for position, slot in enumerate(slots):
-            if position >= first:
-                yield slot
+        taken = taken_batches(len(self) // self.batch_size, self.limit)
+        position = 0
+        for number, start in enumerate(range(0, len(order), self.window)):
+            for slot in self._deal(order[start : start + self.window], taken - number * self.accumulate):
+                if position >= first:
+                    yield slot
+                position += 1
 
-    def _deal(self, window: list[int]) -> Iterator[Slot]:
-        """This process's rows of one window, micro-batch by micro-batch."""
+    def _deal(self, window: list[int], taken: int) -> Iterator[Slot]:
+        """Deal this process its rows of one window, micro-batch by micro-batch.
+
+        Args:
+            window: examples of the optimizer step.
+            taken: micro-batches that the trainer still takes in this epoch. Later ones are dealt, too, as their number is the
+                loader's length, but are no part of a step.
+        """
         asked = {i: self.options(self.epoch, i) if self.options else (FILE_ORDER, self.targets[i]) for i in window}
-        tokens = sum(targets for _, targets in asked.values())
         ranked = window if self.as_published else sorted(window, key=lambda i: (-self.lengths[i], i))
         step = self.batch_size * self.num_replicas
+        batches = min(-(-len(window) // step), max(0, taken))
+        tokens = sum(asked[i][1] for i in ranked[: batches * step])
         for start in range(0, len(ranked), step):
             mine = ranked[start : start + step][self.rank :: self.num_replicas]
-            yield from (Slot(i, True, tokens, asked[i][0]) for i in mine)
-            yield from [Slot(ranked[-1], False, tokens)] * (self.batch_size - len(mine))
+            yield from (Slot(i, True, tokens, asked[i][0], batches) for i in mine)
+            yield from [Slot(ranked[-1], False, tokens, FILE_ORDER, batches)] * (self.batch_size - len(mine))
 
 
 class EvalSampler(DistributedSampler[int]):
@@ -207,7 +235,8 @@ class ResumableLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, int]:
         """Batches of the current epoch that were handed out, and what they were cut from."""
-        return {"batches": self._done % len(self), **self._identity()}
+        taken = taken_batches(len(self), self._order.limit)  # a limited epoch ends before the loader does
+        return {"batches": self._done % max(1, taken), **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on behind the batches that were handed out.

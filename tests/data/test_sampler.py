@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, DistributedSampler
 
-from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, batches_per_epoch, global_seed
+from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, batches_per_epoch, global_seed, taken_batches
 from mmcoref.errors import UserError
 
 RANKS = st.sampled_from([1, 2, 3, 8])
@@ -118,8 +118,12 @@ def test_1380_examples_at_64_are_22_windows(ranks: int, batch: int, accumulate: 
 def test_a_small_window_is_dealt_out_as_written_by_hand() -> None:
     sizes = [(3, 1), (9, 2), (5, 4), (7, 8), (1, 16)]  # by length: 1, 3, 2, 0, 4
     ((first, second),) = steps(sizes, ranks=2, batch=2, accumulate=2, seed=0, epoch=0)
-    assert first == [[Slot(1, True, 31), Slot(2, True, 31)], [Slot(3, True, 31), Slot(0, True, 31)]]
-    assert second == [[Slot(4, True, 31), Slot(4, False, 31)], [Slot(4, False, 31), Slot(4, False, 31)]]
+
+    def row(example: int, valid: bool = True) -> Slot:
+        return Slot(example, valid, 31, window_batches=2)
+
+    assert first == [[row(1), row(2)], [row(3), row(0)]]
+    assert second == [[row(4), row(4, False)], [row(4, False), row(4, False)]]
 
 
 def test_examples_of_one_length_keep_the_order_of_their_indices() -> None:
@@ -332,3 +336,50 @@ def test_1380_examples_as_published_are_630_steps_in_30_epochs() -> None:
     settings = {"batch_size": 2, "accumulate": 4, "num_replicas": 8}
     assert batches_per_epoch(1380, **settings, whole_windows=True) / 4 * 30 == 630
     assert batches_per_epoch(1380, **settings, whole_windows=False) == 87
+
+
+@settings(deadline=None)
+@given(
+    sizes=SIZES,
+    ranks=RANKS,
+    batch=st.integers(1, 4),
+    accumulate=st.integers(1, 4),
+    limit=st.one_of(st.none(), st.integers(1, 40), st.floats(0.05, 1.0)),
+    as_published=st.booleans(),
+)
+def test_a_step_counts_the_answers_it_trains_on(
+    sizes: list[tuple[int, int]], ranks: int, batch: int, accumulate: int, limit: float | None, as_published: bool
+) -> None:
+    loaders = []
+    for rank in range(ranks):
+        order = TrainSampler(
+            [tokens for tokens, _ in sizes],
+            [targets for _, targets in sizes],
+            batch_size=batch,
+            accumulate=accumulate,
+            num_replicas=ranks,
+            rank=rank,
+            seed=3,
+            as_published=as_published,
+            limit=limit,
+        )
+        loaders.append(list(order))
+    taken = taken_batches(len(loaders[0]) // batch, limit)
+    for first in range(0, taken, accumulate):
+        last = min(first + accumulate, taken)
+        step = [slot for rows in loaders for slot in rows[first * batch : last * batch]]
+        trained = sum(sizes[slot.example][1] for slot in step if slot.valid)
+        assert {slot.window_targets for slot in step} == {trained}
+        assert {slot.window_batches for slot in step} == {last - first}
+
+
+def test_an_epoch_after_a_limited_one_starts_at_its_beginning() -> None:
+    def loader() -> ResumableLoader:
+        order = TrainSampler([1] * 12, [1] * 12, batch_size=2, accumulate=2, num_replicas=1, rank=0, seed=0, limit=3)
+        return ResumableLoader(Slots(12), sampler=order, collate_fn=list)
+
+    limited = loader()
+    assert len(list(islice(limited, 3))) == 3  # of 6
+    resumed = loader()
+    resumed.load_state_dict(limited.state_dict())
+    assert next(iter(resumed)) == next(iter(loader()))
