@@ -104,11 +104,9 @@ def _sample(argv: Sequence[str]) -> None:
         raise UserError(f"{options.out}: exists already; name another file, or remove it.")
     from mmcoref.data.file import dump_records
     from mmcoref.data.sample import sample_records
+    from mmcoref.run.atomic import write_text
 
-    try:
-        options.out.write_text(dump_records(sample_records(options.n, seed=options.seed)), "utf-8")
-    except OSError as error:
-        raise UserError(f"{options.out}: cannot be written: {error.strerror}.") from None
+    write_text(options.out, dump_records(sample_records(options.n, seed=options.seed)), option="--out")
     print(f"{options.n} records written to {options.out}")
 
 

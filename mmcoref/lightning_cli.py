@@ -179,7 +179,7 @@ class MMCorefCLI(LightningCLI):
         preflight.check_torchrun(settings["trainer"])
         if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
             return  # the first process checks the rest
-        preflight.check_writable(self._logs_root(self.subcommand))
+        preflight.prepare_runs(self._logs_root(self.subcommand))
         model, training = settings["model"]["name"], self.subcommand == "fit"
         holding.check_devices(settings, training=training)
         if model in TINY_NAMES or self.stored is not None:

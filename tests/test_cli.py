@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from mmcoref.data.file import dump_records, read_records
 from mmcoref.data.record import Record
 from mmcoref.errors import USER_ERROR_EXIT, UserError
 from mmcoref.model.module import SKIPPED_STEPS, MMCorefModule
-from mmcoref.run import progress
+from mmcoref.run import atomic, progress
 from mmcoref.run.checkpoint import LastCheckpoint
 from tests.conftest import published_path
 
@@ -468,18 +469,23 @@ def test_mistakes_are_told_in_one_message_with_exit_code_2(
 def test_a_full_disk_leaves_the_earlier_checkpoint(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save = torch.save
-    written: list[bytes] = []
+    written: set[str] = set()
 
-    def full(checkpoint: Any, file: Any) -> None:
-        if written:
-            file.write(written[0][:1000])
-            raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 1000 vs 900")
-        save(checkpoint, file)
-        written.append(Path(file.name).read_bytes())
+    class Full(atomic._Raw):
+        """Holds one checkpoint, and of the second one its first write."""
 
-    monkeypatch.setattr(torch, "save", full)
-    assert "the checkpoint could not be written" in refused(capsys, "fit", *arguments)
+        def write(self, data: Any, /) -> int:
+            if Path("lightning_logs/version_0/checkpoints/last.ckpt").exists() and str(self.name) in written:
+                with self._remembered():
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written.add(str(self.name))
+            return super().write(data)
+
+    monkeypatch.setattr(atomic, "_Raw", Full)
+    said = refused(capsys, "fit", *arguments)
+    assert "last.ckpt: could not be written: the disk is full (" in said
+    assert "make room" in said
+    assert "The checkpoint before it is whole: resume with --ckpt_path last." in said
     (left,) = Path("lightning_logs/version_0/checkpoints").iterdir()
     assert left.name == "last.ckpt"
     assert torch.load(left, weights_only=True)["global_step"] == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TokenizerFiles
-from mmcoref.errors import UserError, at_least, first_line
+from mmcoref.errors import UserError, at_least
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run.files import cannot_write, meta_of, read_file, read_folder
+from mmcoref.run.atomic import whole_bytes
+from mmcoref.run.files import kept, meta_of, read_file, read_folder
 
 _CONFIG_KEY = "mmcoref_config"
 _WINDOW_KEY = "mmcoref_window"
@@ -38,25 +38,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.training = training
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Writes to a neighbouring file, syncs it, renames it.
+        """Write the file whole or not at all.
 
         Raises:
             UserError: the disk is full or cannot be written; what was there before stays.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except (OSError, RuntimeError) as error:
-            # torch reports a failed write as an enforce failure of its zip writer, which names no cause.
-            raise cannot_write(target, first_line(error)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_bytes(target, then=kept(target)) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Maps a file instead of reading it, so that processes on one machine share its pages and nobody reads what it skips.

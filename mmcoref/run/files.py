@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ _WEIGHTS = "state_dict."  # what the names of a sharded run's weights begin with
 _UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind of file); choose another with --ckpt_path"
 
 
-def cannot_write(target: Path, reason: str) -> UserError:
-    """What to say of a checkpoint that could not be written."""
-    free = shutil.disk_usage(target.parent).free / 2**30
-    then = "The one before it is whole: make room, then go on with --ckpt_path last." if target.exists() else "Make room, and start again."
-    return UserError(f"{target}: the checkpoint could not be written ({reason}); {free:.1f} GiB are free there. {then}")
+def kept(target: Path) -> str:
+    """Say what a user has of a checkpoint whose new version could not be written."""
+    return "The checkpoint before it is whole: resume with --ckpt_path last." if target.exists() else ""
 
 
 def cannot_read(path: Path, error: BaseException) -> UserError:
@@ -33,8 +30,13 @@ def cannot_read(path: Path, error: BaseException) -> UserError:
 
 def reason(error: BaseException) -> str:
     """An error's first line; of several processes' errors the first one's."""
+    return first_line(cause(error))
+
+
+def cause(error: BaseException) -> BaseException:
+    """Of several processes' errors the first one, else the error itself."""
     failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
-    return first_line(failures[0][0]) if failures else first_line(error)
+    return failures[0][0] if failures else error
 
 
 def read_folder(folder: Path, *, training: bool) -> dict[str, Any]:

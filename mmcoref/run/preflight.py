@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -25,8 +26,11 @@ from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError, first_line
 from mmcoref.model.memory import Shape
+from mmcoref.run.atomic import remove_abandoned
 from mmcoref.run.checkpoint import Stored
 from mmcoref.run.terms import processes
+
+log = logging.getLogger(__name__)
 
 # Two files stand beside each other while one is written: the new one and the one that it replaces.
 _CHECKPOINTS_ON_DISK = 2
@@ -130,6 +134,18 @@ def check_writable(folder: Path) -> None:
         raise UserError(
             f"{folder}: no run can be written there (read-only, not yours, or a file): name a folder with --trainer.default_root_dir."
         )
+
+
+def prepare_runs(folder: Path) -> None:
+    """Check that runs can be written in a folder, and remove what interrupted writes have left in its runs.
+
+    Raises:
+        UserError: they cannot be written there.
+    """
+    check_writable(folder)
+    for run in [folder, *folder.glob("version_*"), *folder.glob("version_*/checkpoints")]:
+        for path in remove_abandoned(run):
+            log.info("removed %s, which an interrupted write had left", path)
 
 
 def check_disk(folder: Path, checkpoint: int, *, model: str) -> None:

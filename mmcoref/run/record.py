@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import resource
 import subprocess
@@ -29,6 +28,7 @@ from mmcoref.evaluation.permutations import by_text
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.report import HONEST, METRICS, PUBLISHED_RULES, report
 from mmcoref.model.module import MMCorefModule
+from mmcoref.run.atomic import write_text
 from mmcoref.run.checkpoint import Stored, over_processes, run_folder
 from mmcoref.run.table import print_scores, readable
 
@@ -99,7 +99,7 @@ class RunRecord(pl.Callback):
         _assert_each_once(predictions, len(_data(trainer).unlabelled), whole=not _limited(trainer))
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "predictions.jsonl"
-        _write(file, _json_lines(_line(prediction) for prediction in predictions))
+        write_text(file, _json_lines(_line(prediction) for prediction in predictions))
         log.info("%d predictions written to %s", len(predictions), file)
 
     def _write_record(self, trainer: pl.Trainer, stage: str, examples: Sequence[Example]) -> None:
@@ -147,9 +147,9 @@ class RunRecord(pl.Callback):
             _line(prediction) | _judged(prediction, cluster, others[prediction.index])
             for prediction, cluster in zip(answers, clusters, strict=True)
         ]
-        _write(folder / "predictions.jsonl", _json_lines(lines))
-        _write(folder / "eval_test.txt", readable(answers, record))
-        _write(folder / "record.json", json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        write_text(folder / "predictions.jsonl", _json_lines(lines))
+        write_text(folder / "eval_test.txt", readable(answers, record))
+        write_text(folder / "record.json", json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
         print_scores(record, folder)
 
 
@@ -234,13 +234,6 @@ def _git() -> dict[str, Any] | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit, "modified": bool(changes.strip())}
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = file.with_name(f"{file.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, file)
 
 
 def _limited(trainer: pl.Trainer) -> bool:

@@ -11,7 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mmcoref.errors import UserError
-from mmcoref.run.files import cannot_read, cannot_write, reason
+from mmcoref.run.atomic import cannot_write, sync, temporary_of
+from mmcoref.run.files import cannot_read, cause, kept
 
 SHARDED = "sharded"
 
@@ -51,14 +52,16 @@ class ShardedStrategy(ModelParallelStrategy):
             UserError: a disk is full or cannot be written; what was there before stays.
         """
         target = Path(self.broadcast(str(filepath)))
-        temporary = target.with_name(f".{target.name}.tmp")
+        temporary = Path(self.broadcast(str(temporary_of(target))))  # the first process's name
         if self.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)
         self.barrier()
         try:
             super().save_checkpoint(checkpoint, temporary, storage_options)
-        except (CheckpointException, OSError) as error:
-            raise cannot_write(target, reason(error)) from error
+        except (CheckpointException, OSError, RuntimeError) as error:
+            if self.is_global_zero:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise cannot_write(target, cause(error), kept(target)) from error
         self.barrier()
         if self.is_global_zero:
             _replace(target, temporary)
@@ -68,10 +71,13 @@ class ShardedStrategy(ModelParallelStrategy):
 def _replace(target: Path, new: Path) -> None:
     """A folder cannot take another's place in one step: until it has, the old one is kept under a name that is found, too."""
     previous = target.with_name(f"previous-{target.name}")
+    for path in [*new.iterdir(), new]:
+        sync(path)
     if target.exists():
         _remove(previous)
         os.rename(target, previous)
     os.rename(new, target)
+    sync(target.parent)
     _remove(previous)
 
 

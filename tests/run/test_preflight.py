@@ -25,6 +25,7 @@ from mmcoref.model import need
 from mmcoref.model.memory import Memory, shape_of
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run import announce, holding, preflight, terms
+from mmcoref.run.atomic import temporary_of
 from mmcoref.run.checkpoint import Stored
 from tests.conftest import dialogue
 
@@ -430,3 +431,22 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, llama_folder: Path
         preflight.check_model(str(tmp_path))
     assert preflight.check_model(str(llama_folder)).hidden_size == AutoConfig.from_pretrained(llama_folder).hidden_size
     assert preflight.check_model("tiny") is None
+
+
+def test_what_interrupted_writes_left_is_removed_from_all_runs_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mmcoref"), "propagate", True)
+    command = [sys.executable, "-c", "import os; print(os.getpid())"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    folders = (tmp_path, tmp_path / "version_0", tmp_path / "version_0" / "checkpoints")
+    folders[-1].mkdir(parents=True)
+    left = [temporary_of(folder / "last.ckpt") for folder in folders]
+    left = [path.with_name(path.name.replace(f"-{os.getpid()}", f"-{ended}")) for path in left]
+    for path in left:
+        path.write_text("half")
+    (folders[-1] / "last.ckpt").write_text("whole")
+    with caplog.at_level("INFO", logger="mmcoref"):
+        preflight.prepare_runs(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [f"removed {path}, which an interrupted write had left" for path in left]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["last.ckpt"]
