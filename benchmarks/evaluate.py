@@ -36,7 +36,6 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -52,6 +51,7 @@ from mmcoref.errors import UserError, at_least
 from mmcoref.model.answering import predict
 from mmcoref.model.module import ROOM_AFTER_ANSWER
 from mmcoref.model.scoring import answer, answer_as_published
+from mmcoref.text import plain_console
 
 TOLERANCE = 1e-3  # nats; both are sums of a dozen fp32 logarithms, from batches of different shapes
 _MAX_TOKENS = 1024
@@ -170,7 +170,7 @@ def _options(args: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     load("lm_eval")
-    console = Console(soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     torch.set_num_threads(options.threads)
     records, texts = read_subject(options.path, options.records)
     tokenizer = build_tokenizer(texts, options.tokens)

@@ -57,6 +57,7 @@ from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.sample import sample_records
 from mmcoref.data.split import TRAIN_SHARE
 from mmcoref.errors import UserError, at_least
+from mmcoref.text import plain_console
 
 TOLERANCE = 1e-4  # nats; losses of a few nats, in fp32, behind updates in batches of different shapes
 CHECKED = 3  # steps of the first turn
@@ -184,7 +185,7 @@ def _run(options: argparse.Namespace) -> int:
     with_trl = [name for name in options.ways if name in (_TRL, _TRL_ANSWERS)]
     if with_trl:
         load("trl")
-    console = Console(soft_wrap=True, width=120)  # the table's, even where nobody knows how wide a line is
+    console = plain_console(soft_wrap=True, width=120)  # the table's, even where nobody knows how wide a line is
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(options, folder)

@@ -13,6 +13,7 @@ from typing import NoReturn
 from mmcoref import __version__
 from mmcoref.errors import USER_ERROR_EXIT, Stopped, UserError
 from mmcoref.run.ending import leave
+from mmcoref.text import PrintableFormatter, printable
 
 _TRAINER_PROGRAMS = {
     "fit": "train a model on the train records",
@@ -107,7 +108,7 @@ def _sample(argv: Sequence[str]) -> None:
     from mmcoref.run.atomic import write_text
 
     write_text(options.out, dump_records(sample_records(options.n, seed=options.seed)), option="--out")
-    print(f"{options.n} records written to {options.out}")
+    print(f"{options.n} records written to {printable(options.out)}")
 
 
 def _plan(argv: Sequence[str]) -> int:
@@ -126,7 +127,7 @@ def _configure_logging() -> None:
     """Our messages on standard error, from the first process only; of the others only errors."""
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     logger = logging.getLogger("mmcoref")
     logger.handlers = [handler]
     logger.propagate = False

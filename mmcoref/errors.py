@@ -5,11 +5,23 @@ sentence that says what, where, what was expected and the way out. `mmcoref.cli.
 traceback and exits with `USER_ERROR_EXIT`. Anything else that escapes is a defect of ours and keeps its traceback.
 """
 
+from mmcoref.text import printable
+
 USER_ERROR_EXIT = 2
 
 
 class UserError(Exception):
-    """A mistake the user can mend; `str(error)` is the whole message."""
+    """A mistake the user can fix; `str(error)` is the whole message.
+
+    Args:
+        lines: of the message, nearly always one. What they quote from elsewhere can add none: see `printable`.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class Stopped(Exception):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +16,7 @@ from mmcoref.data.prompt import PUBLISHED_HEADER, SOLUTION_HEADER, answer_text, 
 from mmcoref.data.record import LETTERS, Record
 from mmcoref.data.tokenizer import pad_token_id
 from mmcoref.errors import UserError
+from mmcoref.text import plain_console
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Encoder:
         """`_examples` of all records, with a bar where that takes seconds, on the first process."""
         chunks = range(0, len(records), _CHUNK)
         quiet = len(chunks) < 8 or os.environ.get("LOCAL_RANK", "0") != "0"
-        for start in track(chunks, description="tokens", disable=quiet, transient=True, console=Console(stderr=True)):
+        for start in track(chunks, description="tokens", disable=quiet, transient=True, console=plain_console(stderr=True)):
             yield from self._examples(records[start : start + _CHUNK])
 
     def reordered(self, example: Example, order: Order) -> Example:

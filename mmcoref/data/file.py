@@ -65,7 +65,7 @@ def read_records(path: str, *, require_solution: bool = True) -> DataFile:
             message += [f"  record {index}, {problem}" for problem in problems[index]]
         if len(problems) > _SHOWN_RECORDS:
             message.append(f"  … and {len(problems) - _SHOWN_RECORDS} more records")
-        raise UserError("\n".join(message))
+        raise UserError(*message)
     if not records:
         raise UserError(f"{path}: expected at least one record, got none.")
     return DataFile(path=path, sha256=hashlib.sha256(raw).hexdigest(), records=tuple(records))

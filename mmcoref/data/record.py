@@ -144,7 +144,7 @@ def parse_record(item: object, index: int = 0) -> Record:
         fields = item
     record, problems = validate_record(fields, require_solution=False)
     if record is None:
-        raise UserError("\n".join(f"record {index}, {problem}" for problem in problems))
+        raise UserError(*(f"record {index}, {problem}" for problem in problems))
     return record
 
 

@@ -25,7 +25,7 @@ def told_in_one_sentence(program: str) -> Iterator[None]:
     try:
         yield
     except MisconfigurationException as error:
-        raise UserError(str(error)) from error
+        raise UserError(" ".join(str(error).split())) from error
     except argparse.ArgumentError as error:
         raise UserError(f"{option_sentence(str(error))} (mmcoref {program} --help lists the options)") from None
 

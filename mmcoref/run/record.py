@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import resource
@@ -31,6 +30,7 @@ from mmcoref.model.module import MMCorefModule
 from mmcoref.run.atomic import write_text
 from mmcoref.run.checkpoint import Stored, over_processes, run_folder
 from mmcoref.run.table import print_scores, readable
+from mmcoref.text import to_json
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class RunRecord(pl.Callback):
         ]
         write_text(folder / "predictions.jsonl", _json_lines(lines))
         write_text(folder / "eval_test.txt", readable(answers, record))
-        write_text(folder / "record.json", json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        write_text(folder / "record.json", to_json(record, indent=2, allow_nan=False) + "\n")
         print_scores(record, folder)
 
 
@@ -186,7 +186,7 @@ def _judged(prediction: Prediction, cluster: int, orders: Sequence[Prediction]) 
 
 
 def _json_lines(lines: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    return "".join(to_json(line, allow_nan=False) + "\n" for line in lines)
 
 
 def _all_orders(predictions: list[Prediction]) -> list[Prediction]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.report import BY_SCORE, HONEST, PUBLISHED_RULES
+from mmcoref.text import plain_console, printable
 
 _SAID = {
     "object_published_rule": "object, published rule",
@@ -23,7 +24,8 @@ _SAID = {
 def print_scores(record: dict[str, Any], folder: Path) -> None:
     """Every score beside its doubt and what no model scores; the headline first, as published where the run was."""
     partial = ", partial" if record["partial"] else ""
-    table = Table(title=f"{folder}: {record['stage']}, {record['decoding']} decoding, n = {record['n']}{partial}", title_justify="left")
+    title = f"{printable(folder)}: {record['stage']}, {record['decoding']} decoding, n = {record['n']}{partial}"
+    table = Table(title=Text(title), title_justify="left")
     for heading in ("", "k", "share", "95 % Wilson", "95 % by clusters"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
     names = list(dict.fromkeys([*record["headline"], *HONEST, *PUBLISHED_RULES, *BY_SCORE]))
@@ -37,12 +39,12 @@ def print_scores(record: dict[str, Any], folder: Path) -> None:
             if floor[level] is not None:
                 name = floor["name"] if floor["name"].startswith(level) else f"{level}, {floor['name']}"
                 table.add_row(name, str(floor[level]), f"{floor[level] / floor['n']:.3f}", "no model", "")
-    console = Console()
+    console = plain_console()
     if not console.is_terminal:
         console.width = max(console.width, 110)  # a log's lines have no edge
     console.print(table)
     for line in _sentences(record):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(printable(line), soft_wrap=True)
 
 
 def _sentences(record: dict[str, Any]) -> list[str]:
@@ -89,7 +91,10 @@ def _interval(ends: Sequence[float]) -> str:
 
 
 def readable(answers: Sequence[Prediction], run: dict[str, Any]) -> str:
-    """Each dialogue's question, gold, output and verdict, then the totals."""
+    """Write each dialogue's question, gold, output and verdict, then the totals.
+
+    Records and outputs are escaped, so that none of them can add a line that looks like a verdict or a total.
+    """
     blocks = []
     for prediction in answers:
         record, verdict = prediction.record, prediction.verdict
@@ -97,9 +102,9 @@ def readable(answers: Sequence[Prediction], run: dict[str, Any]) -> str:
         outcome = ", ".join(f"{name} {'right' if right else 'wrong'}" for name, right in said.items())
         parsed = verdict.option.letter if verdict.option else "unparsable"
         blocks.append(
-            f"[{prediction.index}] {record.problem}\n"
-            f"  gold:    {record.gold.text}\n"
-            f"  output:  {prediction.text!r}{'' if prediction.stopped else ' (cut: it did not stop)'}\n"
+            f"[{prediction.index}] {printable(record.problem)}\n"
+            f"  gold:    {printable(record.gold.text)}\n"
+            f"  output:  {printable(repr(prediction.text))}{'' if prediction.stopped else ' (cut: it did not stop)'}\n"
             f"  verdict: {parsed}; {outcome}\n"
         )
     totals = [f"{name}: {score['k']}/{score['n']} = {score['value']:.4f}" for name, score in run["metrics"].items()]

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmcoref.data.record import LETTERS
+from mmcoref.text import printable
 from mmcoref.tools.audit import Report
 from mmcoref.tools.audit_checks import Audit, Finding, Part
 
@@ -17,9 +18,9 @@ _SHOWN_RECORDS = 3
 
 
 def show(report: Report, console: Console) -> None:
-    """Prints the report; text from the file or the user is printed as it is, never read as markup."""
+    """Print the report; text from the file or the user is never read as markup, and cannot steer the terminal."""
     source = [report.form or "form not known", *([f"sha256 {report.sha256}"] if report.sha256 else [])]
-    _print(f"{report.path}: {', '.join(source) if report.audit else 'refused'}", console)
+    _print(f"{printable(report.path)}: {', '.join(source) if report.audit else 'refused'}", console)
     found = report.audit
     if found:
         parts = [part for part in found.parts if part.records]
@@ -35,8 +36,8 @@ def show(report: Report, console: Console) -> None:
 
 
 def _print(text: str, console: Console) -> None:
-    """Plain text, wrapped by the terminal alone; half a surrogate pair is spelt out."""
-    console.print(Text(text.encode("utf-8", "backslashreplace").decode()), soft_wrap=True)
+    """Print plain text, wrapped by the terminal alone."""
+    console.print(Text(printable(text, lines=True)), soft_wrap=True)
 
 
 def _table(title: str, words: str, *numbers: str) -> Table:
@@ -90,7 +91,7 @@ def _notes(found: Audit) -> str:
         notes.append("Tokens: no tokenizer given (--tokenizer).")
     else:
         exceeding = f"{len(tokens.too_long):,} records exceed {tokens.max_tokens:,}{_first(tokens.too_long, ': ')}"
-        notes.append(f"Tokens: prompt ({tokens.prompt}) and longest answer, by {tokens.tokenizer}; {exceeding}.")
+        notes.append(f"Tokens: prompt ({tokens.prompt}) and longest answer, by {printable(tokens.tokenizer)}; {exceeding}.")
     return "\n".join(notes)
 
 

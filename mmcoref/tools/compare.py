@@ -18,6 +18,7 @@ from rich.text import Text
 
 from mmcoref.errors import at_least
 from mmcoref.evaluation.stats import Interval
+from mmcoref.text import printable
 from mmcoref.tools.arguments import Parser
 from mmcoref.tools.comparison import ALPHA, BY_PUBLISHED_RULES, HONEST, Comparison, Row, compare
 from mmcoref.tools.runs import Metric, read_run
@@ -68,7 +69,7 @@ def show(comparison: Comparison, console: Console) -> None:
 
 
 def _parts(comparison: Comparison) -> Iterator[str | Callable[[str], Table]]:
-    yield f"{comparison.n} test records of {comparison.data}\n"
+    yield f"{comparison.n} test records of {printable(comparison.data)}\n"
     yield partial(_runs, comparison)
     yield (
         "\nIn brackets: 95 % intervals over records, Wilson's for a run, by bootstrap over clusters for a mean of seeds; "
@@ -78,7 +79,7 @@ def _parts(comparison: Comparison) -> Iterator[str | Callable[[str], Table]]:
         above = [row.name for row in comparison.runs if row.above_floor[metric].above]
         rest = [row.name for row in comparison.runs if not row.above_floor[metric].above]
         yield (
-            f"Best floor, {_level(metric)}: {floor.k / floor.n:.3f}, {floor.name}. "
+            f"Best floor, {_level(metric)}: {floor.k / floor.n:.3f}, {printable(floor.name)}. "
             f"Above it, with the whole interval of the difference: {_listed(above)}{f'; not: {_listed(rest)}' if rest else ''}."
         )
     for names in comparison.repeats:
@@ -97,7 +98,7 @@ def _parts(comparison: Comparison) -> Iterator[str | Callable[[str], Table]]:
         for pair in comparison.pairs:
             if pair.told_apart and pair.interval.low <= 0 <= pair.interval.high:
                 yield (
-                    f"{pair.a} and {pair.b} are told apart only if records of one cluster are taken for independent: "
+                    f"{_listed((pair.a, pair.b))} are told apart only if records of one cluster are taken for independent: "
                     "the interval, which draws clusters, holds 0."
                 )
         yield "The tests are of these runs on more records like these; a run with another seed may fall elsewhere."
@@ -131,7 +132,7 @@ def _pairs(comparison: Comparison, gap: str) -> Table:
         low, high = (f"{100 * end:+.1f}" for end in pair.interval)
         difference = f"{100 * pair.difference:+.1f}{gap}[{low}, {high}]"
         better = ("b" if pair.difference > 0 else "a") if pair.told_apart else f"cannot{gap}tell"
-        cells = (pair.a, pair.b, str(pair.only_a), str(pair.only_b), difference, _p(pair.p), _p(pair.p_holm), better)
+        cells = (printable(pair.a), printable(pair.b), str(pair.only_a), str(pair.only_b), difference, _p(pair.p), _p(pair.p_holm), better)
         table.add_row(*map(_text, cells))
     return table
 
@@ -165,13 +166,15 @@ def _names_of(gap: str) -> tuple[str, ...]:
 
 
 def _add(table: Table, gap: str, run: str, model: str, *cells: str) -> None:
-    names = (run, model) if gap == _SIDE_BY_SIDE else (f"{run}{gap}{model}",)
+    names: tuple[str, ...] = printable(run), printable(model)
+    if gap == _STACKED:
+        names = (gap.join(names),)
     table.add_row(*map(_text, (*names, *cells)))
 
 
 def _text(text: str) -> Text:
-    """As it is, never read as markup; a folder's name may hold bytes that are no UTF-8, which are spelt out."""
-    return Text(text.encode("utf-8", "backslashreplace").decode())
+    """Make a cell or a sentence of text, never read as markup; its line breaks are ours: names have theirs escaped before."""
+    return Text(printable(text, lines=True))
 
 
 def _cell(value: str, interval: Interval, gap: str) -> str:
@@ -211,7 +214,8 @@ def _p(p: float) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     """`a, b and c`."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "none"
+    safe = [printable(name) for name in names]
+    return " and ".join(filter(None, (", ".join(safe[:-1]), *safe[-1:]))) or "none"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from mmcoref.errors import UserError
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, Memory, training_flops
 from mmcoref.run.preflight import checkpoint_bytes
 from mmcoref.run.terms import LORA_RANK, is_sharded, processes
+from mmcoref.text import printable
 from mmcoref.tools.plan import HOST_BYTES_PER_PROCESS, Plan, planned
 
 UTILISATION = 0.4  # of the peak: what well-tuned training of such models reaches, with enough work in each pass
@@ -44,7 +45,7 @@ def show(plan: Plan, console: Console) -> None:
     device = "process" if plan.machine.cpu else "GPU"
     sources = f"Memory of a {device}: {plan.machine.source}. Lengths: {plan.lengths.source}. {plan.machine.note}"
     for line in (sources, verdict(plan)):
-        console.print(Text(line.strip()), soft_wrap=True)
+        console.print(Text(printable(line.strip())), soft_wrap=True)
 
 
 def verdict(plan: Plan) -> str:
@@ -109,7 +110,7 @@ def _memory(plan: Plan) -> Table:
     device = ("process", "processes") if machine.cpu else ("GPU", "GPUs")
     of = f"each of {machine.processes} {device[1]}" if machine.processes > 1 else f"one {device[0]}"
     title = f"{plan.settings['model']['name']}: memory of {of} at its peak, {how}, {need.step.precision}"
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(printable(title)), title_justify="left")
     table.add_column("training", overflow="fold")
     table.add_column("GB", justify="right")
     table.add_column(f"of {_gb(machine.capacity)} GB", justify="right")
