@@ -170,7 +170,7 @@ class Encoder:
 
     def answer_lengths(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
         """For each example the tokens of its gold answer, stop token included, under the letters A to D."""
-        texts = [self._answer_prefix + f"{letter}) {example.record.gold.body}." for example in examples for letter in LETTERS]
+        texts = [self._answer_prefix + answer_text(example.record.gold, letter) for example in examples for letter in LETTERS]
         lengths = [len(ids) + len(self._trained_stop) for ids in self._ids(texts, bos=False)] if texts else []
         return [tuple(lengths[start : start + len(LETTERS)]) for start in range(0, len(lengths), len(LETTERS))]
 

@@ -17,10 +17,11 @@ from pydantic import (
     StrictStr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
 
+from mmcoref.data.unicode import fold, normalise
 from mmcoref.errors import UserError
 
 Letter = Literal["A", "B", "C", "D"]
@@ -64,7 +65,8 @@ class Record(BaseModel):
         conversation: two utterances or more, each beginning with its speaker, `A: …` or `B: …`.
         problem: the question, which quotes the demonstrative and names a speaker.
         choices: the four options, `A) …` to `D) …`, in this order.
-        solution: equal to one of the choices; None only where records are to be answered (`mmcoref predict`).
+        solution: equal to one of the choices (if it differs only in the encoding of its characters or in spaces, it
+            becomes that choice); None only if records are to be answered (`mmcoref predict`).
         id: an identifier of the user's own, carried into the predictions.
     """
 
@@ -81,7 +83,7 @@ class Record(BaseModel):
     @classmethod
     def _captions_in_order(cls, value: tuple[str, str]) -> tuple[str, str]:
         for speaker, caption in zip("AB", value, strict=True):
-            if not caption.startswith(f"{speaker}의 사진:"):
+            if not fold(caption).startswith(f"{speaker}의 사진:"):
                 raise ValueError(f"caption {speaker} to start with '{speaker}의 사진:', got {shown(caption)}")
         return value
 
@@ -89,7 +91,7 @@ class Record(BaseModel):
     @classmethod
     def _utterances_name_their_speaker(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for number, utterance in enumerate(value, start=1):
-            if not _UTTERANCE.match(utterance):
+            if not _UTTERANCE.match(fold(utterance[:3]) + utterance[3:]):
                 raise ValueError(f"utterance {number} to start with 'A: ' or 'B: ', got {shown(utterance)}")
         return value
 
@@ -97,15 +99,21 @@ class Record(BaseModel):
     @classmethod
     def _choices_are_lettered(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for letter, choice in zip(LETTERS, value, strict=True):
-            if not choice.startswith(f"{letter}) ") or not choice[3:].strip():
+            if fold(choice[:3]) != f"{letter}) " or not choice[3:].strip():
                 raise ValueError(f"option {letter} to start with '{letter}) ' and a text, got {shown(choice)}")
-        return value
+        # The mark is ours, not the author's text: `Ａ） ` becomes the `A) ` that models are trained to write.
+        return tuple(f"{letter}) {choice[3:]}" for letter, choice in zip(LETTERS, value, strict=True))
 
-    @model_validator(mode="after")
-    def _solution_is_a_choice(self) -> Record:
-        if self.solution is not None and self.solution not in self.choices:
-            raise ValueError(f"solution: expected one of the four choices, got {shown(self.solution)}")
-        return self
+    @field_validator("solution")
+    @classmethod
+    def _solution_is_a_choice(cls, value: str | None, info: ValidationInfo) -> str | None:
+        choices = info.data.get("choices")  # missing if they are not valid, which is reported by itself
+        if value is None or choices is None or value in choices:
+            return value
+        for choice in choices:
+            if normalise(choice) == normalise(value):
+                return str(choice)
+        raise ValueError(f"one of the four choices, got {shown(value)}")
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -126,10 +134,15 @@ class Record(BaseModel):
 
 def owner_of(option: str) -> Speaker | None:
     """Whose photo an option's text names: `A) B가 올린 사진 속 컵` -> `B`; None where it names nobody."""
-    found = _OWNER.match(option)
+    found = _OWNER.match(normalise(option))
     if found is None:
         return None
     return "A" if found[1] == "A" else "B"
+
+
+def speaker_of(utterance: str) -> Speaker:
+    """Return who says an utterance of a valid record."""
+    return "A" if fold(utterance[0]) == "A" else "B"
 
 
 def parse_record(item: object, index: int = 0) -> Record:

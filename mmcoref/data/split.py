@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mmcoref.data.record import Record
+from mmcoref.data.unicode import normalise
 from mmcoref.errors import UserError
 
 TRAIN_SHARE = 0.8  # the published split: the first int(0.8 n) records in file order
@@ -64,7 +65,8 @@ def cluster_ids(records: Sequence[Record]) -> list[int]:
     """One cluster number per record, counting from 0 in file order.
 
     Two records belong together when their dialogue text or their ordered option list is the same, directly or
-    through other records: a model that saw one has seen part of the other.
+    through other records: a model that saw one has seen part of the other. Texts that differ only in the encoding
+    of their characters or in spaces are the same.
     """
     parent = list(range(len(records)))
 
@@ -76,7 +78,8 @@ def cluster_ids(records: Sequence[Record]) -> list[int]:
 
     first_with: dict[tuple[str, tuple[str, ...]], int] = {}
     for index, record in enumerate(records):
-        for key in (("dialogue", record.conversation), ("options", record.choices)):
+        for kind, texts in (("dialogue", record.conversation), ("options", record.choices)):
+            key = kind, tuple(map(normalise, texts))
             a, b = root(first_with.setdefault(key, index)), root(index)
             parent[max(a, b)] = min(a, b)
     numbers: dict[int, int] = {}

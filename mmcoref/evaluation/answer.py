@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from mmcoref.data.prompt import answer_text
 from mmcoref.data.record import Option, Record
+from mmcoref.data.unicode import canonical
 
 FoundBy = Literal["letter", "conclusion", "option_text", "unparsable"]
 Failure = Literal[
@@ -68,8 +69,11 @@ def same_photo(option: Option | None, gold: Option) -> bool:
 
 
 def exactly(output: str, gold: Option) -> bool:
-    """Exact match as published: output and gold answer, period included, are equal once both are stripped."""
-    return output.strip() == answer_text(gold).strip()
+    """Exact match as published: output and gold answer, period included, are equal once both are stripped.
+
+    They are compared in Unicode's composed form: some tokenizers compose what they read, and no reader sees a difference.
+    """
+    return canonical(output.strip()) == canonical(answer_text(gold).strip())
 
 
 def failure(output: str, record: Record, *, stopped: bool) -> Failure | None:
@@ -101,7 +105,7 @@ def failure(output: str, record: Record, *, stopped: bool) -> Failure | None:
         return "repeated_option"
     if not stopped:
         return "no_stop"
-    return "right_option_with_extra_text" if answer_text(gold) in output else "right_option_in_other_form"
+    return "right_option_with_extra_text" if canonical(answer_text(gold)) in canonical(output) else "right_option_in_other_form"
 
 
 # A model that never learnt to stop goes on with the next training text; what it says there answers nothing.

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mmcoref.data.record import LETTERS, Option, Record
+from mmcoref.data.record import LETTERS, Option, Record, Speaker
+from mmcoref.data.unicode import normalise
 from mmcoref.evaluation.answer import same_photo
 
 # "마지막 A의 발화에서 '저거'는 A와 B 중 …": the speaker named in the question, who is not always the last to speak.
-NAMED_SPEAKER = re.compile(r"([AB])의 발화")
+_NAMED_SPEAKER = re.compile(r"([AB])의 발화")
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,15 @@ def _option_floor(name: str, answer: Callable[[Record], Option], test: Sequence[
 
 def _mentioned_last(record: Record, word: Callable[[Option], str]) -> Option:
     """The option whose word begins last in the utterances (captions do not count); the first option on a tie."""
-    dialogue = "\n".join(record.conversation)
+    dialogue = "\n".join(map(normalise, record.conversation))
     return max(record.options, key=lambda option: dialogue.rfind(word(option)))
 
 
 def _noun(option: Option) -> str:
-    """What follows "사진 속"; the whole text where nothing does."""
-    return option.body.partition("사진 속")[2].strip() or option.body
+    """What follows "사진 속", without a period; the whole text where nothing does."""
+    body = normalise(option.body) or option.body
+    noun = body.partition("사진 속")[2].strip() or body
+    return noun.rstrip(" .") or noun
 
 
 def _last_word(option: Option) -> str:
@@ -115,5 +118,13 @@ def _last_word(option: Option) -> str:
 
 
 def _other_speaker_is_right(record: Record) -> bool:
-    named = NAMED_SPEAKER.search(record.problem)
-    return named is not None and record.gold.owner is not None and record.gold.owner != named[1]
+    named = named_speaker(record)
+    return named is not None and record.gold.owner is not None and record.gold.owner != named
+
+
+def named_speaker(record: Record) -> Speaker | None:
+    """Return the speaker named in the question; None if it names none."""
+    found = _NAMED_SPEAKER.search(normalise(record.problem))
+    if found is None:
+        return None
+    return "A" if found[1] == "A" else "B"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from mmcoref.data.record import LETTERS, Record
+from mmcoref.data.record import LETTERS, Record, speaker_of
 from mmcoref.data.split import Split
-from mmcoref.evaluation.floors import NAMED_SPEAKER, Floor, floors
-
-_QUOTED = re.compile(r"['\"‘“]([^'\"’”]+)['\"’”]")  # "'저거'는 A와 B 중 …"
-_PHOTO = re.compile(r"\(사진 ?\d+ ?:")  # "A: '…' (사진 1: 탁자 위의 컵)"
+from mmcoref.data.unicode import canonical, fold, normalise
+from mmcoref.evaluation.floors import Floor, floors
+from mmcoref.tools.audit_oddities import CHECKS, owners, quotes, texts
 
 
 @dataclass(frozen=True)
@@ -139,8 +136,8 @@ def audit(records: Sequence[Record], split: Split, tokens: Tokens | None = None)
     return Audit(
         records=len(records),
         parts=tuple(_part(name, [records[i] for i in indices]) for name, indices in split._asdict().items()),
-        utterances=Utterances(sum(per_dialogue), min(per_dialogue), max(per_dialogue), sum(text[3] in "'\"‘“" for text in said)),
-        characters=lengths([_characters(record) for record in records]),
+        utterances=Utterances(sum(per_dialogue), min(per_dialogue), max(per_dialogue), sum(fold(text[3]) in ("'", '"') for text in said)),
+        characters=lengths([sum(map(len, texts(record))) for record in records]),
         tokens=tokens,
         findings=(*_odd_records(records, split), *_repeats(records, split)),
         floors=(*floors([records[i] for i in split.train], test), _other_than_last_speaker(test)),
@@ -160,93 +157,23 @@ def _part(name: str, records: Sequence[Record]) -> Part:
         name=name,
         records=len(records),
         gold={letter: gold[letter] for letter in LETTERS},
-        owner_orders=dict(Counter(map(_owners, records)).most_common()),
-        demonstrative_last=sum(_quotes(record, record.conversation[-1:]) for record in records),
-        demonstrative_somewhere=sum(_quotes(record, record.conversation) for record in records),
+        owner_orders=dict(Counter(map(owners, records)).most_common()),
+        demonstrative_last=sum(quotes(record, record.conversation[-1:]) for record in records),
+        demonstrative_somewhere=sum(quotes(record, record.conversation) for record in records),
     )
-
-
-def _characters(record: Record) -> int:
-    return sum(map(len, (*record.conversation, *record.image_descriptions, record.problem, *record.choices)))
-
-
-def _owners(record: Record) -> str:
-    return "".join(option.owner or "-" for option in record.options)
-
-
-def _quotes(record: Record, utterances: Sequence[str]) -> bool:
-    """Whether what the question quotes stands in one of the utterances."""
-    quoted = _QUOTED.search(record.problem)
-    return quoted is not None and any(quoted[1] in utterance for utterance in utterances)
-
-
-def _named_is_not_last(record: Record) -> bool:
-    named = NAMED_SPEAKER.search(record.problem)
-    return named is not None and named[1] != record.conversation[-1][0]
 
 
 def _other_than_last_speaker(test: Sequence[Record]) -> Floor:
     """The photo rule of `floors` with the speaker who really is the last."""
-    right = sum(record.gold.owner is not None and record.gold.owner != record.conversation[-1][0] for record in test)
+    right = sum(record.gold.owner is not None and record.gold.owner != speaker_of(record.conversation[-1]) for record in test)
     return Floor("photo of the speaker not last to speak", None, right, len(test))
 
 
-# Name, what is counted, the finding's words, and how many of them are odd in one record.
-_CHECKS: tuple[tuple[str, str, str, Callable[[Record], int]], ...] = (
-    ("owner_order", "records", "the options' owners are not ordered A, A, B, B", lambda r: _owners(r) != "AABB"),
-    ("option_without_owner", "options", "the text names no owner, which counts as the wrong photo", lambda r: _owners(r).count("-")),
-    (
-        "gold_without_owner",
-        "records",
-        "the right option names no owner, so that no answer has the right photo",
-        lambda r: r.gold.owner is None,
-    ),
-    (
-        "gold_half",
-        "records",
-        "the right letter's half (A and B for A's photo, C and D for B's) is not its owner",
-        lambda r: r.gold.owner not in (None, "A" if r.gold.letter in "AB" else "B"),
-    ),
-    ("same_options", "records", "two options have the same text", lambda r: len({option.body for option in r.options}) < len(LETTERS)),
-    ("no_speaker", "records", "the question names no speaker", lambda r: not NAMED_SPEAKER.search(r.problem)),
-    ("speaker_not_last", "records", "the speaker named in the question is not the last to speak", _named_is_not_last),
-    ("no_demonstrative", "records", "the question quotes no demonstrative", lambda r: not _QUOTED.search(r.problem)),
-    (
-        "demonstrative_not_last",
-        "records",
-        "the quoted demonstrative is not in the last utterance",
-        lambda r: bool(_QUOTED.search(r.problem)) and not _quotes(r, r.conversation[-1:]),
-    ),
-    (
-        "demonstrative_nowhere",
-        "records",
-        "the quoted demonstrative is in no utterance",
-        lambda r: bool(_QUOTED.search(r.problem)) and not _quotes(r, r.conversation),
-    ),
-    (
-        "opening",
-        "records",
-        "the first two utterances, behind which the prompt sets A's and B's captions, are not A's and B's",
-        lambda r: [utterance[0] for utterance in r.conversation[:2]] != ["A", "B"],
-    ),
-    (
-        "two_turns",
-        "records",
-        "a speaker has two turns running",
-        lambda r: any(one[0] == following[0] for one, following in pairwise(r.conversation)),
-    ),
-    (
-        "photo_in_utterance",
-        "records",
-        'an utterance describes a photo, "(사진 1: …)"',
-        lambda r: bool(_PHOTO.search("\n".join(r.conversation))),
-    ),
-)
 _PER_RECORD = {"records": 1, "options": 4, "held-out dialogues": 1, "held-out captions": 2, "held-out option lists": 1}
 
 
 def _odd_records(records: Sequence[Record], split: Split) -> Iterable[Finding]:
-    for name, counted, words, odd in _CHECKS:
+    for name, counted, words, odd in CHECKS:
         hits = {part: [i for i in indices for _ in range(odd(records[i]))] for part, indices in split._asdict().items()}
         yield _finding(name, counted, words, hits, split)
 
@@ -255,7 +182,7 @@ def _repeats(records: Sequence[Record], split: Split) -> Iterable[Finding]:
     """What is there twice: inside a part, and in a later part as in an earlier one."""
     inside: tuple[tuple[str, str, Callable[[Record], Hashable]], ...] = (
         ("repeated_record", "an earlier record of the same part is exactly the same", _content),
-        ("repeated_dialogue", "an earlier record of the same part has the same dialogue", lambda r: r.conversation),
+        ("repeated_dialogue", "an earlier record of the same part has the same dialogue", lambda r: _compared(r.conversation)),
     )
     for name, words, key in inside:
         hits: dict[str, list[int]] = {}
@@ -264,9 +191,9 @@ def _repeats(records: Sequence[Record], split: Split) -> Iterable[Finding]:
             hits[part] = [i for i in indices if first.setdefault(key(records[i]), i) != i]
         yield _finding(name, "records", words, hits, split)
     across: tuple[tuple[str, str, Callable[[Record], Sequence[Hashable]]], ...] = (
-        ("dialogue_across", "held-out dialogues", lambda r: [r.conversation]),
-        ("captions_across", "held-out captions", lambda r: r.image_descriptions),
-        ("options_across", "held-out option lists", lambda r: [r.choices]),
+        ("dialogue_across", "held-out dialogues", lambda r: [_compared(r.conversation)]),
+        ("captions_across", "held-out captions", lambda r: _compared(r.image_descriptions)),
+        ("options_across", "held-out option lists", lambda r: [_compared(r.choices)]),
     )
     for name, counted, keys in across:
         seen = {key for i in split.train for key in keys(records[i])}
@@ -277,8 +204,13 @@ def _repeats(records: Sequence[Record], split: Split) -> Iterable[Finding]:
 
 
 def _content(record: Record) -> Hashable:
-    """All of a record but its id, which does not make it another one."""
-    return record.image_descriptions, record.conversation, record.problem, record.choices, record.solution
+    """All of a record but its id, which does not make it another one; the texts as characters, however they are encoded."""
+    return (*map(canonical, texts(record)), record.gold.letter, len(record.conversation))
+
+
+def _compared(several: Sequence[str]) -> tuple[str, ...]:
+    """Return texts in the form in which they are the same as others: as clusters of the split compare them."""
+    return tuple(map(normalise, several))
 
 
 def _finding(name: str, counted: str, words: str, hits: Mapping[str, Sequence[int]], split: Split) -> Finding:

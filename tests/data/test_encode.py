@@ -488,3 +488,13 @@ def test_a_dialogue_of_two_utterances_has_nothing_to_trim() -> None:
     two = spoken().model_copy(update={"conversation": ("A: " + "말 " * 9 + "말", "B: 말")})
     with pytest.raises(UserError):
         Encoder(toy(), max_tokens=FULL, overlength="trim").encode([(0, two)])
+
+
+def test_options_with_periods_of_their_own_are_encoded_and_measured_as_those_without() -> None:
+    plain = spoken(1, gold=2)
+    choices = tuple(f"{choice}." for choice in plain.choices)
+    closed = Record.model_validate(plain.model_dump() | {"choices": choices, "solution": choices[2]})
+    encoder = Encoder(toy())
+    [one], [other] = (encoder.encode([(0, record)]).examples for record in (plain, closed))
+    assert (other.prompt_ids, other.option_ids) == (one.prompt_ids, one.option_ids)
+    assert encoder.answer_lengths([other]) == encoder.answer_lengths([one]) == [(len(one.answer_ids),) * 4]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmcoref.data.file import dump_records, read_records
-from mmcoref.data.record import LETTERS, Option, Record, owner_of
+from mmcoref.data.record import LETTERS, Option, Record, owner_of, speaker_of
 from mmcoref.errors import UserError
 
 GOOD: dict[str, Any] = {
@@ -354,6 +355,57 @@ def test_a_wrong_solution_is_refused_even_where_none_is_required(tmp_path: Path)
 )
 def test_the_owner_is_read_from_the_options_beginning(option: str, owner: str | None) -> None:
     assert owner_of(option) == owner
+
+
+@pytest.mark.parametrize("option", ["A) B가 올린 사진 속 컵", "A) B의 사진 속 컵"])
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
+def test_the_owner_is_read_from_any_encoding(option: str, form: str) -> None:
+    assert owner_of(unicodedata.normalize(form, option)) == "B"
+    assert owner_of(unicodedata.normalize(form, option.replace("B", "Ｂ").replace(")", "）"))) == "B"
+    assert owner_of(unicodedata.normalize(form, option.replace(" ", "\u3000"))) == "B"
+
+
+def decomposed(value: Any) -> Any:
+    if isinstance(value, str):
+        return unicodedata.normalize("NFD", value)
+    return [decomposed(item) for item in value]
+
+
+def test_a_decomposed_record_is_valid_and_kept_as_it_is() -> None:
+    record = Record(**{name: decomposed(value) for name, value in GOOD.items()})
+    assert record.image_descriptions == tuple(map(decomposed, GOOD["image_descriptions"]))
+    assert record.choices == tuple(map(decomposed, GOOD["choices"]))
+    assert [option.owner for option in record.options] == ["A", "A", "B", None]
+    assert record.gold == record.options[2]
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [decomposed("C) B의 기타"), "Ｃ） B의 기타", "C) B의  기타 ", "C) Ｂ의 기타", "C)\u00a0B의 기\u200b타"],
+)
+def test_a_solution_in_another_encoding_becomes_the_choice_that_it_is(solution: str) -> None:
+    record = Record(**GOOD | {"solution": solution})
+    assert record.solution == "C) B의 기타"
+    assert record.gold is record.options[2]
+    other = Record(**GOOD | {"choices": [*GOOD["choices"][:2], solution, GOOD["choices"][3]]})
+    assert other.gold is other.options[2]
+    assert other.gold.owner == "B"
+
+
+def test_marks_in_full_width_are_read_and_options_get_the_mark_of_the_published_form() -> None:
+    record = Record(
+        **GOOD
+        | {
+            "image_descriptions": ["Ａ의 사진： 탁자 위", "B의 사진: 창가 곁"],
+            "conversation": ["Ａ： '찍었어.'", "Ｂ：\u3000나도."],
+            "choices": ["Ａ） Ａ가 올린 컵", "B) A가 올린 모자", "Ｃ）\u3000B의 기타", "D) 화분"],
+        }
+    )
+    assert record.choices == ("A) Ａ가 올린 컵", "B) A가 올린 모자", "C) B의 기타", "D) 화분")
+    assert [option.owner for option in record.options] == ["A", "A", "B", None]
+    assert record.gold.letter == "C"
+    assert record.conversation == ("Ａ： '찍었어.'", "Ｂ：\u3000나도.")
+    assert [speaker_of(utterance) for utterance in record.conversation] == ["A", "B"]
 
 
 def test_options_are_letter_text_and_owner() -> None:

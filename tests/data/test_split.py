@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import cache
 
 import pytest
@@ -48,6 +49,14 @@ DISTINCT = [(i, i) for i in range(40)]
 
 def test_the_published_split_is_1380_and_346(published: tuple[Record, ...]) -> None:
     assert split_records(published) == Split(tuple(range(1380)), (), tuple(range(1380, 1726)))
+
+
+def test_texts_that_differ_in_their_encoding_or_spaces_only_belong_together() -> None:
+    one, other = record(1, 1), record(2, 2)
+    said = tuple(unicodedata.normalize("NFD", text) for text in one.conversation)
+    listed = tuple(text.replace(" ", "  ") for text in other.choices)
+    copies = [record(3, 3).model_copy(update={"conversation": said}), record(4, 4).model_copy(update={"choices": listed})]
+    assert cluster_ids([one, other, *copies]) == [0, 1, 0, 1]
 
 
 def test_exactly_138_published_records_are_held_out_in_whole_clusters(published: tuple[Record, ...]) -> None:

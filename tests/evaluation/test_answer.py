@@ -227,6 +227,24 @@ def test_same_photo_compares_the_owners_in_the_texts() -> None:
     assert not same_photo(nobody, nobody)
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_photo_and_exact_match_do_not_depend_on_the_encoding(form: str, written: str) -> None:
+    """Tokenizers may compose what they read, so that a decomposed option is answered composed."""
+    record = Record.model_validate(
+        {
+            name: unicodedata.normalize(form, value) if isinstance(value, str) else [unicodedata.normalize(form, text) for text in value]
+            for name, value in RECORD.model_dump(exclude_none=True).items()
+        }
+    )
+    output = unicodedata.normalize(written, answer_text(RECORD.gold))
+    assert exactly(output, record.gold)
+    assert parse_answer(output, record.options) == (record.gold, "letter")
+    assert same_photo(record.options[1], record.gold)
+    assert failure(output, record, stopped=True) is None
+    assert failure(output + " 네", record, stopped=True) == "right_option_with_extra_text"
+
+
 def test_exact_match_includes_the_period_and_strips_both_sides() -> None:
     gold = RECORD.gold
     assert exactly("\nD) B가 올린 사진 속 커피잔. ", gold)

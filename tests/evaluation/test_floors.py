@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from mmcoref.data.record import Record
@@ -31,6 +33,37 @@ def test_published_floors(published) -> None:
         Floor("photo of the speaker not named", None, 255, 346),
     ]
     assert best_object(found) == best_photo(found) == found[2]
+
+
+def decomposed(record: Record) -> Record:
+    """The same record as a file in NFD holds it."""
+    fields = {}
+    for name, value in record.model_dump(exclude_none=True).items():
+        texts = [value] if isinstance(value, str) else value
+        changed = [unicodedata.normalize("NFD", text) for text in texts]
+        fields[name] = changed[0] if isinstance(value, str) else changed
+    return Record.model_validate(fields)
+
+
+def test_decomposed_records_have_the_same_floors(published) -> None:
+    train, test = (list(map(decomposed, part)) for part in published)
+    assert test[0].choices != published.test[0].choices
+    assert floors(train, test) == floors(*published)
+
+
+@pytest.mark.parametrize("part", ["conversation", "choices", "problem"])
+def test_a_part_in_another_encoding_is_still_found(part: str) -> None:
+    record = dialogue(2, "A: '의자.'")
+    mixed = record.model_copy(update={part: getattr(decomposed(record), part)})
+    if part == "choices":
+        mixed = Record.model_validate(mixed.model_dump())
+    assert [(floor.object, floor.photo) for floor in floors([dialogue(3)], [mixed])] == [(0, 0), (1, 1), (1, 1), (None, 1)]
+
+
+def test_an_options_period_is_no_part_of_its_noun() -> None:
+    choices = ("A) A가 올린 사진 속 책.", "B) 컵.", "C) B가 올린 사진 속 의자.", "D) A가 올린 사진 속 접시.")
+    assert named_floor("mentioned last, whole noun", dialogue(1, "A: '의자랑 컵이네'", choices=choices)) == (1, 0)
+    assert named_floor("mentioned last, last word", dialogue(2, "A: '컵이랑 의자네'", choices=choices)) == (1, 1)
 
 
 def test_majority_letter_is_the_train_parts() -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,10 @@ from mmcoref.tools.audit import Report, audit_file, main
 from mmcoref.tools.audit_checks import Finding, Lengths, Utterances, audit, lengths
 from mmcoref.tools.audit_table import show
 from tests.conftest import CHAT_TEMPLATE, published_path
+
+
+def nfd(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
 
 
 def plain(number: int, **changes: Any) -> Record:
@@ -112,6 +117,9 @@ def test_published_oddities(published_report: Report) -> None:
         "opening": (0, 0),
         "two_turns": (15, 0),
         "photo_in_utterance": (489, 162),
+        "decomposed": (0, 0),
+        "line_break": (0, 0),
+        "option_with_period": (0, 0),
         "repeated_record": (86, 7),
         "repeated_dialogue": (88, 7),
         "dialogue_across": (None, 0),
@@ -157,6 +165,7 @@ def test_a_validation_part_is_cut_from_the_train_part() -> None:
 
 TURNS = plain(0).conversation
 OWNERS = {
+    "AABB": ["A) A가 올린 사진 속 컵", "B) A의 모자", "C) B가 올린 사진 속 기타", "D) B가 올린 사진 속 화분"],
     "ABAB": ["A) A가 올린 사진 속 컵", "B) B의 모자", "C) A가 올린 사진 속 기타", "D) B가 올린 사진 속 화분"],
     "BAAB": ["A) B가 올린 사진 속 컵", "B) A의 모자", "C) A가 올린 사진 속 기타", "D) B가 올린 사진 속 화분"],
     "A--B": ["A) A가 올린 사진 속 컵", "B) 모자 중 하나", "C) 기타", "D) B가 올린 사진 속 화분"],
@@ -192,8 +201,41 @@ ODD: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "A opens twice": ({"conversation": [TURNS[0], *TURNS]}, {"opening": 1, "two_turns": 1}),
     "a photo in an utterance": ({"conversation": ["A: '찍었어.' (사진 1: 책상)", *TURNS[1:]]}, {"photo_in_utterance": 1}),
     "the eleventh photo": ({"conversation": [*TURNS[:3], "B: '저거' (사진 11: 책상)"]}, {"photo_in_utterance": 1}),
+    "a photo in full width": ({"conversation": ["A: '찍었어.' （사진　１： 책상）", *TURNS[1:]]}, {"photo_in_utterance": 1}),
     "a photo without a number": ({"conversation": ["A: '찍었어.' (사진: 책상)", *TURNS[1:]]}, {}),
     "a photo without a description": ({"conversation": ["A: '사진 1: 책상 (사진 2)'", *TURNS[1:]]}, {}),
+    "decomposed options": (
+        {"choices": [nfd(text) for text in OWNERS["AABB"]], "solution": nfd(OWNERS["AABB"][0])},
+        {"decomposed": 1},
+    ),
+    "a decomposed question": ({"problem": nfd(plain(0).problem)}, {"decomposed": 1}),
+    "a decomposed dialogue": ({"conversation": [nfd(text) for text in plain(2).conversation]}, {"decomposed": 1}),
+    "decomposed, and the first speaker": (
+        {"problem": nfd("마지막 A의 발화에서 '저거'는 무엇인가?")},
+        {"decomposed": 1, "speaker_not_last": 1},
+    ),
+    "a decomposed photo in an utterance": (
+        {"conversation": [nfd("A: '찍었어.' (사진 1: 책상)"), *TURNS[1:]]},
+        {"decomposed": 1, "photo_in_utterance": 1},
+    ),
+    "two options alike but for their encoding": (
+        {"choices": [*BOTH_CUPS[:3], nfd(BOTH_CUPS[3])], "solution": BOTH_CUPS[0]},
+        {"decomposed": 1, "same_options": 1},
+    ),
+    "full width is composed": ({"conversation": ["Ａ： '찍었어.'", *plain(2).conversation[1:]]}, {}),
+    "a Windows line break": ({"conversation": [*plain(2).conversation[:3], "B: '저거\r\n좋다.'"]}, {"line_break": 1}),
+    "a line break of a word processor": ({"problem": plain(0).problem + "\u2028"}, {"line_break": 1}),
+    "a line break in an option": (
+        {"choices": ["A) A가 올린 사진 속\r컵", *OWNERS["AABB"][1:]], "solution": OWNERS["AABB"][3]},
+        {"line_break": 1},
+    ),
+    "options with a period": (
+        {
+            "choices": [f"{text}{stop}" for text, stop in zip(OWNERS["AABB"], (".", "。", "．", "!"), strict=True)],
+            "solution": OWNERS["AABB"][0] + ".",
+        },
+        {"option_with_period": 3},
+    ),
 }
 
 
@@ -207,7 +249,7 @@ def test_each_check_finds_what_it_is_for_and_nothing_else(name: str, part: str) 
     for finding, hits in expected.items():
         assert found[finding].counts == {"train": 0, "val": 0, "test": 0} | {part: hits}
         assert found[finding].records == (2,)
-        per_record = 4 if finding == "option_without_owner" else 1
+        per_record = 4 if finding in ("option_without_owner", "option_with_period") else 1
         assert found[finding].of == {other: per_record * len(indices) for other, indices in split._asdict().items()}
 
 
@@ -284,6 +326,17 @@ def test_what_is_shared_across_the_split() -> None:
     assert found["captions_across"].of == {"val": 2, "test": 14}
     assert found["dialogue_across"].of == found["options_across"].of == {"val": 1, "test": 7}
     assert found["captions_across"].message.startswith("3 of 16 held-out captions in 2 records: ")
+
+
+def test_texts_that_differ_in_their_encoding_only_are_repeats() -> None:
+    one = plain(1)
+    encoded = {name: [nfd(text) for text in getattr(one, name)] for name in ("conversation", "image_descriptions", "choices")}
+    again = Record.model_validate(encoded | {"problem": nfd(one.problem), "solution": one.solution})
+    assert again.solution == again.choices[0] == nfd(one.choices[0])
+    across = findings([plain(0), one, again], Split((0, 1), (), (2,)))
+    assert across.keys() == {"decomposed", "dialogue_across", "captions_across", "options_across"}
+    inside = findings([one, again, plain(0)], Split((0, 1), (), (2,)))
+    assert inside.keys() == {"decomposed", "repeated_record", "repeated_dialogue"}
 
 
 def test_validation_is_held_against_the_train_part_only() -> None:
@@ -651,7 +704,7 @@ def test_the_table_has_the_published_figures(published_report: Report) -> None:
             "mentioned last, last word 232 (0.671) 281 (0.812)",
             "photo of the speaker not named 255 (0.737)",
             "photo of the speaker not last to speak 229 (0.662)",
-            "13 warnings (!) of 18 checks. --json lists every record.",
+            "13 warnings (!) of 21 checks. --json lists every record.",
         ):
             assert row in text, (row, width)
         assert text.index("owners ABBA ") < text.index("owners AAAB ")  # by frequency
