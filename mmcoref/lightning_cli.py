@@ -227,6 +227,7 @@ class MMCorefCLI(LightningCLI):
         """Reads the data, so that a mistake in them is told first, and says what is to come."""
         self.datamodule.setup("fit")
         preflight.check_window(self.stored, self.datamodule, self.trainer)
+        holding.check_limits(self.model, self.datamodule, self.trainer, "fit")
         holding.check_memory(self.model, self.datamodule, self.trainer)
         announce.fit(self.model, self.datamodule, self.trainer, self.stored)
 
@@ -248,6 +249,7 @@ class MMCorefCLI(LightningCLI):
 
     def _before_answering(self, stage: str) -> None:
         self.datamodule.setup(stage)
+        holding.check_limits(self.model, self.datamodule, self.trainer, stage)
         announce.answering(stage, self.model, self.datamodule, self.stored)
 
 

@@ -17,6 +17,7 @@ from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.record import LETTERS, Letter, Option, Record, Speaker, parse_record
 from mmcoref.errors import UserError, at_least
 from mmcoref.model.answering import predict
+from mmcoref.model.limits import check_answering_length, check_ids
 from mmcoref.model.module import ROOM_AFTER_ANSWER, MMCorefModule
 from mmcoref.run.checkpoint import load_weights, read_stored
 
@@ -84,6 +85,14 @@ class Resolver:
             missing = min(set(range(len(records))) - {example.index for example in examples})
             raise UserError(f"record {missing}: longer than the {self.encoder.max_tokens} tokens of data.max_tokens; shorten it.")
         settings, answers = self.module.hparams, dict[int, Answer]()
+        room = settings["max_new_tokens"] or longest_answer(examples) + ROOM_AFTER_ANSWER
+        if examples:
+            config, decoding = self.module.backbone.config, settings["decoding"]
+            check_ids(config, self.encoder, [examples], settings["name"])
+            check_answering_length(
+                config, examples, settings["name"],
+                max_new_tokens=room if decoding == "greedy" else 0, as_published=decoding == "published",
+            )  # fmt: skip
         ranked = sorted(examples, key=lambda example: -example.tokens)  # rows of like length share a batch
         for start in range(0, len(ranked), self.batch_size):
             batch = eval_batch([(example, True) for example in ranked[start : start + self.batch_size]], self.encoder.pad_id)
@@ -92,7 +101,7 @@ class Resolver:
                 self.encoder,
                 move_data_to_device(batch, self.device),
                 decoding=settings["decoding"],
-                max_new_tokens=settings["max_new_tokens"] or longest_answer(examples) + ROOM_AFTER_ANSWER,
+                max_new_tokens=room,
                 seed=self._seed,
             )
             for one in found:

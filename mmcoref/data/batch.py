@@ -6,13 +6,14 @@ Legend of shapes: B dialogues, O = 4 options, T tokens (the longest of the batch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmcoref.data.encode import Example
+from mmcoref.data.encode import Encoder, Example
+from mmcoref.data.sampler import Slot
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 
@@ -135,3 +136,54 @@ def eval_batch(rows: Sequence[tuple[Example, bool]], pad_id: int) -> EvalBatch:
     option_ids = torch.tensor([[list(ids) + [pad_id] * (tail_width - len(ids)) for ids in four] for four in options])
     option_mask = torch.tensor([[[1] * len(ids) + [0] * (tail_width - len(ids)) for ids in four] for four in options])
     return EvalBatch(prompt_ids, prompt_mask, option_ids, option_mask, Rows(rows))
+
+
+@dataclass(frozen=True)
+class TrainCollator:
+    """Collates training rows.
+
+    A small object of its own, as worker processes that are spawned get it pickled: a datamodule would bring its trainer along.
+
+    Attributes:
+        pad_id: fills up.
+        packed: whether records stand behind one another in one row.
+        width: what rows are padded and cut to, as published; None if they are as long as the longest.
+        replicas: processes that see different data; used as published only.
+        encoder: encodes records whose options are in another order than the file's; None if none are.
+    """
+
+    pad_id: int
+    packed: bool
+    width: int | None
+    replicas: int
+    encoder: Encoder | None
+
+    def __call__(self, rows: Sequence[tuple[Example, Slot]]) -> TrainBatch:
+        """Collate (example, slot) pairs of one optimizer step."""
+        examples = [(self._reordered(example, slot), slot.valid) for example, slot in rows]
+        slot = rows[0][1]
+        if self.packed:
+            return packed_batch(examples, slot.window_targets)
+        if self.width is None:
+            return train_batch(examples, slot.window_targets, self.pad_id)
+        batch = train_batch(examples, 0, self.pad_id, width=self.width)
+        # The mean of the step's mean losses, as if every micro-batch had as many answer tokens as this one; a row's cut may leave none.
+        return batch._replace(window_targets=max(1, len(batch.targets)) * slot.window_batches * self.replicas)
+
+    def _reordered(self, example: Example, slot: Slot) -> Example:
+        return example if self.encoder is None else self.encoder.reordered(example, slot.order)
+
+
+@dataclass(frozen=True)
+class EvalCollator:
+    """Collates evaluation rows; a small object for the reason of `TrainCollator`.
+
+    Attributes:
+        pad_id: fills up.
+    """
+
+    pad_id: int
+
+    def __call__(self, rows: Sequence[tuple[Example, Slot]]) -> EvalBatch:
+        """Collate (example, slot) pairs."""
+        return eval_batch([(example, slot.valid) for example, slot in rows], self.pad_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -70,6 +70,28 @@ class Encoded(NamedTuple):
     examples: list[Example]
     dropped: list[int]
     trimmed: list[int]
+
+
+@dataclass(frozen=True)
+class ShuffledOptions:
+    """The orders of the train examples' options; an object and no closure, so that it can be pickled.
+
+    Attributes:
+        seed: of the orders.
+        indices: each example's place in its file.
+        gold: the place of its right option, in the file's order.
+        lengths: tokens of its gold answer under the letters A to D.
+    """
+
+    seed: int
+    indices: Sequence[int]
+    gold: Sequence[int]
+    lengths: Sequence[Sequence[int]]
+
+    def __call__(self, epoch: int, i: int) -> tuple[Order, int]:
+        """Return the order of example i's options in this epoch, and its answer's tokens under its letter there."""
+        order = shuffled_order(self.seed, epoch, self.indices[i])
+        return order, self.lengths[i][order.index(self.gold[i])]
 
 
 class Encoder:
@@ -174,16 +196,10 @@ class Encoder:
         lengths = [len(ids) + len(self._trained_stop) for ids in self._ids(texts, bos=False)] if texts else []
         return [tuple(lengths[start : start + len(LETTERS)]) for start in range(0, len(lengths), len(LETTERS))]
 
-    def shuffled(self, examples: Sequence[Example], seed: int) -> Callable[[int, int], tuple[Order, int]]:
-        """(epoch, place among the examples) -> the order of its options in this epoch, and its answer's tokens under its letter there."""
-        lengths = self.answer_lengths(examples)
+    def shuffled(self, examples: Sequence[Example], seed: int) -> ShuffledOptions:
+        """Return the orders in which the examples' options are shown, epoch by epoch."""
         gold = [example.record.choices.index(example.record.gold.text) for example in examples]
-
-        def options(epoch: int, i: int) -> tuple[Order, int]:
-            order = shuffled_order(seed, epoch, examples[i].index)
-            return order, lengths[i][order.index(gold[i])]
-
-        return options
+        return ShuffledOptions(seed, [example.index for example in examples], gold, self.answer_lengths(examples))
 
     def _examples(self, records: Sequence[tuple[int, Record]]) -> list[Example]:
         if not records:

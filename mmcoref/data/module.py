@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mmcoref.data.batch import EvalBatch, TrainBatch, eval_batch, packed_batch, train_batch
+from mmcoref.data.batch import EvalCollator, TrainCollator
 from mmcoref.data.encode import Encoder, Example, Overlength, PromptStyle, Recipe, longest_answer
 from mmcoref.data.file import DataFile, dump_records, read_records
 from mmcoref.data.order import Order, Permutations, orders
@@ -145,7 +145,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             if not self.unlabelled:
                 self.file, _ = self._read(require_solution=False)
                 self.prepare_encoder(())
-                self.unlabelled = self._encode(range(len(self.file.records))[: self.hparams["limit"]])
+                self.unlabelled = self._encode("", range(len(self.file.records))[: self.hparams["limit"]])
             return
         if self.file is None:
             self.file, n_train = self._read(require_solution=True)
@@ -153,10 +153,10 @@ class MMCorefDataModule(pl.LightningDataModule):
             self.whole_train = split.train
             self.split = Split(*(part[: self.hparams["limit"]] for part in split))
             self.prepare_encoder(self.split.train)
-            self.val = self._encode(self.split.val)
-            self.test = self._encode(self.split.test)
+            self.val = self._encode("val ", self.split.val)
+            self.test = self._encode("test ", self.split.test)
         if stage == "fit" and not self.train:
-            self.train = self._encode(self.split.train)
+            self.train = self._encode("train ", self.split.train)
 
     def _read(self, *, require_solution: bool) -> tuple[DataFile, int | None]:
         """The records, and how many of them are the train part where the published share does not decide that."""
@@ -189,9 +189,15 @@ class MMCorefDataModule(pl.LightningDataModule):
             record = self.file.records[index]
             yield prompt_text(record) + answer_text(record.gold)
 
-    def _encode(self, indices: Sequence[int]) -> list[Example]:
+    def _encode(self, part: str, indices: Sequence[int]) -> list[Example]:
         assert self.file is not None
         encoded = self.encoder.encode([(index, self.file.records[index]) for index in indices])
+        if indices and not encoded.examples:
+            most = self.hparams["max_tokens"]
+            raise UserError(
+                f"data.overlength drop leaves none of the {len(indices)} {part}records, as each has more than data.max_tokens = {most} "
+                "tokens: raise --data.max_tokens."
+            )
         self.dropped += encoded.dropped
         self.trimmed += encoded.trimmed
         return encoded.examples
@@ -233,18 +239,27 @@ class MMCorefDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Windows of one optimizer step each, resumable in their middle."""
+        replicas = self.replicas(self.trainer)
+        shuffles = self.hparams["shuffle_options"]
         sampler = TrainSampler(
             [example.tokens for example in self.train],
             [len(example.answer_ids) for example in self.train],
             batch_size=self.rows,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             seed=global_seed(),
-            options=self.encoder.shuffled(self.train, global_seed()) if self.hparams["shuffle_options"] else None,
+            options=self.encoder.shuffled(self.train, global_seed()) if shuffles else None,
             as_published=self.as_published,
             limit=self.trainer.limit_train_batches if self.trainer else None,
-            **self.replicas(self.trainer),
+            **replicas,
         )
-        return ResumableLoader(_Rows(self.train), sampler=sampler, collate_fn=self._train_batch, num_workers=self.hparams["num_workers"])
+        collate = TrainCollator(
+            pad_id=self.encoder.pad_id,
+            packed=self.packed,
+            width=self.hparams["max_tokens"] if self.as_published else None,
+            replicas=replicas["num_replicas"],
+            encoder=self.encoder if shuffles else None,
+        )
+        return ResumableLoader(_Rows(self.train), sampler=sampler, collate_fn=collate, num_workers=self.hparams["num_workers"])
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation part, or the test part where none is held out."""
@@ -263,7 +278,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             _Rows(examples),
             batch_size=self.hparams["eval_batch_size"],
             sampler=EvalSampler([example.tokens for example in examples], **self.replicas(self.trainer)),
-            collate_fn=self._eval_batch,
+            collate_fn=EvalCollator(self.encoder.pad_id),
             num_workers=self.hparams["num_workers"],
         )
 
@@ -275,20 +290,6 @@ class MMCorefDataModule(pl.LightningDataModule):
     def rows_at_once(self, trainer: pl.Trainer) -> int:
         """Evaluation rows of one batch on each process, over all of them."""
         return int(self.hparams["eval_batch_size"]) * self.replicas(trainer)["num_replicas"]
-
-    def _train_batch(self, rows: list[tuple[Example, Slot]]) -> TrainBatch:
-        examples = [(self.encoder.reordered(example, slot.order), slot.valid) for example, slot in rows]
-        if self.packed:
-            return packed_batch(examples, rows[0][1].window_targets)
-        if not self.as_published:
-            return train_batch(examples, rows[0][1].window_targets, self.encoder.pad_id)
-        batch = train_batch(examples, 0, self.encoder.pad_id, width=self.hparams["max_tokens"])
-        micro_batches = rows[0][1].window_batches * self.replicas(self.trainer)["num_replicas"]
-        # The mean of the step's mean losses, as if every micro-batch had as many answer tokens as this one; a row's cut may leave none.
-        return batch._replace(window_targets=max(1, len(batch.targets)) * micro_batches)
-
-    def _eval_batch(self, rows: list[tuple[Example, Slot]]) -> EvalBatch:
-        return eval_batch([(example, slot.valid) for example, slot in rows], self.encoder.pad_id)
 
 
 class _Rows(Dataset[tuple[Example, Slot]]):

@@ -115,10 +115,14 @@ class MMCorefModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Reads from the data how long an answer can be, and decides how a fit cuts its windows into micro-batches."""
-        self.max_new_tokens = self.hparams["max_new_tokens"] or self.data.longest_answer + ROOM_AFTER_ANSWER
+        self.max_new_tokens = self.most_new_tokens(self.data)
         if stage == "fit" and self.lm is None:
             checkpointing = cut_windows(self.shape_config(self.data), self.hparams, self.data, self.trainer)
             self.hparams["gradient_checkpointing"] = checkpointing  # and so into the checkpoint
+
+    def most_new_tokens(self, data: MMCorefDataModule) -> int:
+        """Return how many tokens may be generated after a prompt of these data."""
+        return int(self.hparams["max_new_tokens"] or data.longest_answer + ROOM_AFTER_ANSWER)
 
     def shape_config(self, data: MMCorefDataModule) -> PretrainedConfig:
         """The model's shape, known as soon as the data are read, before any weights are loaded."""

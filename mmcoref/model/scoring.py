@@ -258,12 +258,13 @@ def answer_as_published(lm: Any, prompt_ids: list[int], *, stop_id: int, pad_id:
 
 # Temperature, beams, penalty and length are the published call's; top_p and top_k are what it left to Llama's own
 # generation settings and to the default of transformers.
+PUBLISHED_LENGTH = 1024  # tokens, prompt included
 _PUBLISHED_DECODING: dict[str, Any] = {
     "num_beams": 3,
     "do_sample": True,
     "temperature": 0.7,
     "repetition_penalty": 1.5,
-    "max_length": 1024,
+    "max_length": PUBLISHED_LENGTH,
     "top_p": 0.9,
     "top_k": 50,
 }

@@ -14,7 +14,7 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.errors import UserError
-from mmcoref.model import windows
+from mmcoref.model import limits, windows
 from mmcoref.model.capacity import machine_memory
 from mmcoref.model.memory import PUBLISHED_SHAPES, shape_of
 from mmcoref.model.module import MMCorefModule
@@ -129,6 +129,35 @@ def check_memory(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trai
         log.warning(
             "this fit needs about %.1f GB of the %.1f GB on each device (%.0f %%): it may run out of memory; "
             "`mmcoref plan` shows what for", need.peak / 1e9, terms.capacity / 1e9, 100 * share,
+        )  # fmt: skip
+
+
+def check_limits(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer, stage: str) -> None:
+    """Check that the model has a row for every id and a position for every token of the run, which is known from its config.
+
+    Args:
+        model: whose config is looked at; no weights are needed.
+        data: set up for the stage.
+        trainer: of the run.
+        stage: `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        UserError: it has not; otherwise the run would end with an IndexError, after an epoch or in the middle of a test.
+    """
+    config, settings = model.shape_config(data), model.hparams
+    asked = {"fit": data.curve, "validate": data.curve, "test": data.test, "predict": data.unlabelled}[stage]
+    train = data.train if stage == "fit" else []
+    limits.check_ids(config, data.encoder, [train, asked], settings["name"])
+    if train:
+        width = data.hparams["max_tokens"] if data.as_published else None
+        limits.check_training_length(config, train, settings["name"], width=width)
+    generates = stage in ("test", "predict") or settings["val_generate"]
+    answers = stage != "fit" or trainer.limit_val_batches != 0
+    if asked and answers:
+        limits.check_answering_length(
+            config, asked, settings["name"],
+            max_new_tokens=model.most_new_tokens(data) if generates and settings["decoding"] == "greedy" else 0,
+            as_published=generates and settings["decoding"] == "published",
         )  # fmt: skip
 
 
