@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mmcoref.data.order import FILE_ORDER, Order, reorder, shuffled_order
 from mmcoref.data.prompt import PUBLISHED_HEADER, SOLUTION_HEADER, answer_text, question_text
 from mmcoref.data.record import LETTERS, Record
+from mmcoref.data.template import ChatTemplate
 from mmcoref.data.tokenizer import pad_token_id
 from mmcoref.errors import UserError
 from mmcoref.text import plain_console
@@ -24,10 +25,6 @@ PromptStyle = Literal["base", "chat"]
 Overlength = Literal["raise", "drop", "trim"]
 Recipe = Literal["mmcoref", "published"]
 _CHUNK = 1000  # records tokenized at once
-
-# Llama 3.2's chat template writes today's date into the prompt unless it is given one: a model would be tested on
-# another prompt than it was trained on. This is the date that Llama 3.1's template falls back to.
-_TEMPLATE_DATE = "26 Jul 2024"
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,8 @@ class Encoder:
         self._said_merges = False
         if style == "chat" and not tokenizer.chat_template:
             raise UserError("data.prompt: chat needs a tokenizer with a chat template, and this one has none; use data.prompt: base.")
-        self.stop_id = self._chat_stop_id() if style == "chat" else _token_id(tokenizer.eos_token_id)
+        self._template = ChatTemplate(tokenizer) if style == "chat" else None
+        self.stop_id = self._chat_stop_id(self._template) if self._template else _token_id(tokenizer.eos_token_id)
         self._trained_stop = (self.stop_id,) if style == "chat" or recipe == "mmcoref" else ()
 
     @property
@@ -242,20 +240,15 @@ class Encoder:
     def _opened(self, record: Record) -> str:
         """What stands before the header of the answer."""
         question = question_text(record)
-        return question if self.style == "base" else self._chat([{"role": "user", "content": question}], add_generation_prompt=True)
+        if self._template is None:
+            return question
+        return self._template.render([{"role": "user", "content": question}], opened=True)
 
-    def _chat(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=_TEMPLATE_DATE
-            )
-        )
-
-    def _chat_stop_id(self) -> int:
+    def _chat_stop_id(self, template: ChatTemplate) -> int:
         """The token that the template puts behind an assistant's answer: `<|eot_id|>` for Llama Instruct."""
         user = {"role": "user", "content": "Q"}
-        opened = self._chat([user], add_generation_prompt=True) + SOLUTION_HEADER + "A"
-        closed = self._chat([user, {"role": "assistant", "content": SOLUTION_HEADER + "A"}])
+        opened = template.render([user], opened=True) + SOLUTION_HEADER + "A"
+        closed = template.render([user, {"role": "assistant", "content": SOLUTION_HEADER + "A"}])
         tail = self.tokenizer(closed.removeprefix(opened), add_special_tokens=False)["input_ids"]
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         if not closed.startswith(opened) or not tail or tail[0] not in special:
