@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -20,10 +20,11 @@ from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run import announce, holding, preflight
-from mmcoref.run.checkpoint import AtomicCheckpointIO, LastCheckpoint, Stored, StoredConfig, find_last, read_stored
-from mmcoref.run.choosing import choosing
+from mmcoref.run import announce, holding, preflight, resume
+from mmcoref.run.callbacks import Checkpoints, StoredConfig, TimeLimit
+from mmcoref.run.checkpoint import AtomicCheckpointIO, Stored, carry_best, find_last, read_stored
 from mmcoref.run.ending import part
+from mmcoref.run.folder import RunFolder, is_first_process, run_folder_under, share_version
 from mmcoref.run.mistakes import of_the_trainer, told_in_one_sentence
 from mmcoref.run.progress import PlainProgress
 from mmcoref.run.quiet import quiet
@@ -35,6 +36,16 @@ from mmcoref.run.terms import check_trainer, on_cpu, processes, shape_of_fit
 log = logging.getLogger(__name__)
 
 LOGS = "lightning_logs"
+
+
+class _Link(NamedTuple):
+    """A setting that follows another."""
+
+    source: str
+    target: str
+
+
+_LINKS = (_Link("model.name", "data.tokenizer"), _Link("model.permutations", "data.permutations"))
 _TRAINER_DEFAULTS = {
     "max_epochs": 30,  # as published
     "gradient_clip_val": 1.0,  # as published
@@ -48,21 +59,27 @@ _FLOAT16 = ("16-mixed", "16", 16)
 class MMCorefCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict`.
 
-    Different from stock Lightning: a checkpoint's settings are read back with the lowest priority, so that the command
-    line wins, out loud (stock lets the checkpoint win, silently, and forgets the data's); `last` finds the newest run's
-    checkpoint; 16-mixed is float16 with loss scaling on the CPU too; what the machine lacks is said first.
+    Different from stock Lightning: a checkpoint's settings become the defaults, so that the command line wins and each
+    difference is logged (stock lets the checkpoint win, silently, and forgets the data's); `last` finds the newest run's
+    checkpoint; each run has a folder of its own; 16-mixed is float16 with loss scaling on the CPU too; what the machine lacks is
+    reported first.
+
+    Args:
+        args: the command line.
+        at_end: what is to be undone when the run is over.
     """
 
     stored: Stored | None = None
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], at_end: ExitStack) -> None:
+        self._at_end = at_end
         super().__init__(
             MMCorefModule,
             MMCorefDataModule,
             args=list(args),
             seed_everything_default=42,
             trainer_defaults=_TRAINER_DEFAULTS,
-            save_config_kwargs={"overwrite": True},  # a resumed run goes on in its folder
+            save_config_callback=None,  # `StoredConfig` writes it
             auto_configure_optimizers=False,
             # A wrong option raises, and is told in one sentence instead of below forty lines of usage.
             parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
@@ -76,9 +93,9 @@ class MMCorefCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds `--checkpoint.*`, and lets the tokenizer and the orders of the test records' options follow the model."""
-        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
-        parser.link_arguments("model.name", "data.tokenizer")
-        parser.link_arguments("model.permutations", "data.permutations")
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        for link in _LINKS:
+            parser.link_arguments(link.source, link.target)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -91,25 +108,22 @@ class MMCorefCLI(LightningCLI):
     # ------------------------------------------------------------------ settings
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses; with a checkpoint once more, over the checkpoint's settings."""
+        """Parse; with a checkpoint once more, its settings being the defaults."""
         self._parse(parser, args)
         stage = self.config.subcommand
         asked = self.config[stage].ckpt_path
-        if asked is None:
-            return
-        path = self._resolve(stage, asked)
+        path = None if asked is None else self._resolve(stage, asked)
         if path is None:
             self.config[stage].ckpt_path = None
             return
         self.stored = read_stored(path)
-        settings = self._inherited(self.stored, stage)
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            yaml.safe_dump(settings, file)
-            file.flush()
-            at = args.index(stage) + 1
-            self._parse(parser, [*args[:at], "--config", file.name, *args[at:]])
+        inherited = resume.inherit(self.stored, stage)
+        followers = {link.target for link in _LINKS}
+        defaults = {key: value for key, value in resume.flat(inherited.settings) if key not in followers}
+        self._subcommand_parsers[stage].set_defaults(defaults)
+        self._parse(parser, args)
         self.config[stage].ckpt_path = str(path)
-        self._say_differences(settings, self._plain(stage))
+        resume.check_changes(self.stored, inherited, self._plain(stage), stage)
 
     def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
         self.config = parser.parse_args(args)
@@ -136,31 +150,27 @@ class MMCorefCLI(LightningCLI):
         return found
 
     def _logs_root(self, stage: str) -> Path:
+        """Return the folder in which runs are numbered: that of the first logger that has one, else `lightning_logs`."""
         trainer = self.config[stage].trainer
-        logger = trainer.logger
-        if isinstance(logger, bool) or logger is None or "init_args" not in logger:
-            return Path(trainer.default_root_dir or ".", LOGS)
-        return Path(logger.init_args.save_dir, logger.init_args.get("name") or "")
+        for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
+            arguments = {} if isinstance(logger, bool) or logger is None else logger.get("init_args") or {}
+            if arguments.get("save_dir"):
+                return Path(arguments["save_dir"], arguments.get("name") or "")
+        return Path(trainer.default_root_dir or ".", LOGS)
 
-    @staticmethod
-    def _inherited(stored: Stored, stage: str) -> dict[str, Any]:
-        """Settings that a stage takes over: all of them to go on training, else what decides what is measured."""
-        config = stored.config
-        if stage == "fit":
-            return {key: value for key, value in config.items() if key != "ckpt_path"}
-        trainer = {"precision": config["trainer"]["precision"]} if "trainer" in config else {}
-        return {key: config[key] for key in ("seed_everything", "model", "data") if key in config} | {"trainer": trainer}
+    def _claim_folder(self, stage: str) -> Path:
+        """Return the folder that the run writes.
 
-    def _say_differences(self, stored: dict[str, Any], now: dict[str, Any]) -> None:
-        new = dict(_flat(now))
-        for key, old in _flat(stored):
-            if new.get(key, old) == old:
-                continue
-            if key == "model.name" and self.stored is not None and self.stored.base is None:
-                raise UserError(
-                    f"--model.name {new[key]}: the checkpoint holds {old}, its shape and its tokenizer; leave --model.name out."
-                )
-            log.info("%s: %s (given now) instead of %s (checkpoint)", key, new[key], old)
+        A resumed run continues in its own, unless another root is given or its checkpoint is not the newest there: what came
+        after it would be overwritten.
+        """
+        root, stored = self._logs_root(stage), self.stored
+        elsewhere = self.config[stage].trainer.default_root_dir or root != Path(".", LOGS)
+        if stage == "fit" and stored is not None and stored.run_folder is not None and not elsewhere:
+            if stored.is_newest:
+                return stored.run_folder
+            log.info("%s has newer checkpoints than %s: this run continues in a folder of its own", stored.run_folder, stored.path.name)
+        return self._at_end.enter_context(run_folder_under(root))
 
     def _plain(self, stage: str) -> dict[str, Any]:
         """The stage's settings as plain values, without what follows from others."""
@@ -172,13 +182,18 @@ class MMCorefCLI(LightningCLI):
     # ------------------------------------------------------------------ before a run
 
     def before_instantiate_classes(self) -> None:
-        """Says what this machine lacks, before anything is downloaded or allocated."""
+        """Check what this machine lacks, before anything is downloaded or allocated; then claim the run's folder."""
         assert self.subcommand is not None
-        settings = self._plain(self.subcommand)
-        check_trainer(settings["trainer"])
-        preflight.check_torchrun(settings["trainer"])
-        if "LOCAL_RANK" in os.environ and os.environ["LOCAL_RANK"] != "0":
-            return  # the first process checks the rest
+        self._settings = self._plain(self.subcommand)
+        check_trainer(self._settings["trainer"])
+        preflight.check_torchrun(self._settings["trainer"])
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the first process of a machine checks for all
+            self._check_machine(self._settings)
+        self.folder = self._claim_folder(self.subcommand)
+        share_version(self.config[self.subcommand].trainer.logger, self.folder.name)
+
+    def _check_machine(self, settings: dict[str, Any]) -> None:
+        assert self.subcommand is not None
         preflight.prepare_runs(self._logs_root(self.subcommand))
         model, training = settings["model"]["name"], self.subcommand == "fit"
         holding.check_devices(settings, training=training)
@@ -190,12 +205,11 @@ class MMCorefCLI(LightningCLI):
         preflight.check_disk(self._logs_root(self.subcommand), checkpoint, model=model)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer with our logger, checkpoints, record and float16."""
-        assert self.subcommand is not None
-        settings = self._plain(self.subcommand)
+        """Make the trainer, with our folder, logger, checkpoints, record and float16."""
+        settings, training = self._settings, self.subcommand == "fit"
         trainer = self._get(self.config_init, "trainer")
         plugins = trainer.get("plugins") or []
-        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO(training=self.subcommand == "fit")]
+        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO(training=training)]
         kwargs["strategy"] = strategy_of(trainer["strategy"], processes(settings["trainer"]))
         if trainer["precision"] in _FLOAT16:
             # Lightning would compute in bfloat16 on the CPU, and refuses float16 for a sharded model.
@@ -203,25 +217,25 @@ class MMCorefCLI(LightningCLI):
             device = "cpu" if on_cpu(trainer["accelerator"]) else "cuda"
             plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
         kwargs["plugins"] = plugins
-        callbacks = [*(trainer.get("callbacks") or []), StoredConfig(settings), RunRecord(settings, self.stored), PlainProgress()]
-        callbacks.append(StopWhenAsked())
-        kwargs["callbacks"] = callbacks + (choosing(settings) if self.subcommand == "fit" else [])
+        callbacks = [RunFolder(self.folder), *(trainer.get("callbacks") or []), StoredConfig(settings)]
+        callbacks += [RunRecord(settings, self.stored), PlainProgress(), StopWhenAsked()]
         if trainer["logger"] is None or trainer["logger"] is True:
-            kwargs["logger"] = self._logger(trainer["default_root_dir"] or ".")
+            kwargs["logger"] = self._logger()
+        if training:
+            self._get(self.config_init, "checkpoint").choose_by(settings)
         if self.stored is not None:
             self.stored.restore(self.model, self.datamodule)
         with of_the_trainer():
-            return super().instantiate_trainer(**kwargs)
+            if trainer["max_time"] is not None:
+                callbacks.append(TimeLimit(trainer["max_time"]))
+                kwargs["max_time"] = None
+            return super().instantiate_trainer(**kwargs, callbacks=callbacks)
 
-    def _logger(self, root: str) -> TensorBoardLogger:
-        """The run's TensorBoard folder: a new one, or, to go on training, the one that the checkpoint lies in."""
-        folder = self.stored.run_folder if self.stored is not None and self.subcommand == "fit" else None
-        if folder is None:
-            return TensorBoardLogger(root, LOGS, default_hp_metric=False)
-        assert self.stored is not None
-        return TensorBoardLogger(
-            folder.parent.parent, folder.parent.name, version=folder.name, default_hp_metric=False, purge_step=self.stored.step + 1
-        )
+    def _logger(self) -> TensorBoardLogger:
+        """Make the TensorBoard logger of the run's folder; a resumed run replaces the curves after its checkpoint."""
+        purge = self.stored.step if self.stored is not None and self.subcommand == "fit" else None
+        root = self.folder.parent
+        return TensorBoardLogger(root.parent, root.name, self.folder.name, default_hp_metric=False, purge_step=purge)
 
     def before_fit(self) -> None:
         """Reads the data, so that a mistake in them is told first, and says what is to come."""
@@ -229,11 +243,13 @@ class MMCorefCLI(LightningCLI):
         preflight.check_window(self.stored, self.datamodule, self.trainer)
         holding.check_limits(self.model, self.datamodule, self.trainer, "fit")
         holding.check_memory(self.model, self.datamodule, self.trainer)
+        if self.stored is not None and is_first_process():
+            carry_best(self.stored, self.folder)
         announce.fit(self.model, self.datamodule, self.trainer, self.stored)
 
     def after_fit(self) -> None:
         """The last log line of a fit: where its checkpoint is, and what comes next."""
-        announce.fitted(self.trainer)
+        announce.fitted(self.trainer, self.stored)
 
     def before_test(self) -> None:
         """Reads the data, so that a mistake in them is told first, and says what is tested."""
@@ -274,8 +290,8 @@ def run(argv: Sequence[str]) -> None:
     """
     quiet()
     try:
-        with told_in_one_sentence(argv[0]):
-            MMCorefCLI(argv)
+        with told_in_one_sentence(argv[0]), ExitStack() as at_end:
+            MMCorefCLI(argv, at_end)
     finally:
         part()
 
@@ -287,14 +303,5 @@ def fit_settings(argv: Sequence[str]) -> dict[str, Any]:
         UserError: a mistake of the user's.
     """
     quiet()
-    with told_in_one_sentence("plan"):
-        return _Settings(["fit", *argv])._plain("fit")
-
-
-def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) pairs."""
-    if not isinstance(settings, dict):
-        yield prefix, settings
-        return
-    for key, value in settings.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+    with told_in_one_sentence("plan"), ExitStack() as at_end:
+        return _Settings(["fit", *argv], at_end)._plain("fit")

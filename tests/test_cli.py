@@ -29,7 +29,7 @@ from mmcoref.data.record import Record
 from mmcoref.errors import USER_ERROR_EXIT, UserError
 from mmcoref.model.module import SKIPPED_STEPS, MMCorefModule
 from mmcoref.run import atomic, progress
-from mmcoref.run.checkpoint import LastCheckpoint
+from mmcoref.run.callbacks import Checkpoints
 from tests.conftest import published_path
 
 Mmcoref = Callable[..., int]
@@ -186,10 +186,10 @@ def test_a_fit_ends_when_no_epoch_gets_better_and_says_which_was_the_best(argume
     still += ["--data.val_size", "2", "--checkpoint.patience", "2"]
     assert main(["fit", *arguments, *still]) == 0
     said = capsys.readouterr().err
-    assert "stopped behind epoch 3: val/object_accuracy has not been above" in said
-    best = re.search(r"has not been above (0\.\d{4}) for 2 epochs\n", said)
+    assert "stopped after epoch 3: val/object_accuracy has not been above" in said
+    best = re.search(r"has not been above (0\.\d{4}) for 2 validations; a higher --checkpoint\.patience", said)
     assert best is not None
-    assert said.endswith(f"/last.ckpt; next: mmcoref test --ckpt_path last, or best: val/object_accuracy {best[1]}\n")
+    assert said.endswith(f"/best.ckpt: val/object_accuracy {best[1]} at step 2\n")
     folder = Path("lightning_logs/version_0/checkpoints")
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
     assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == 0
@@ -222,7 +222,7 @@ def test_sixteen_mixed_is_float16_with_loss_scaling_on_the_cpu_too(arguments: li
         return loss(lm, batch)
 
     lm_trainer: list[Any] = []
-    monkeypatch.setattr(LastCheckpoint, "setup", lambda self, trainer, *_, **__: lm_trainer.append(trainer), raising=False)
+    monkeypatch.setattr(Checkpoints, "setup", lambda self, trainer, *_, **__: lm_trainer.append(trainer), raising=False)
     monkeypatch.setattr(module_file, "target_loss_sum", watched)
     assert main(["fit", *arguments, "--trainer.precision", "16-mixed"]) == 0
     assert set(seen) == {(MixedPrecision, True, torch.float16)}
@@ -371,15 +371,15 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(
     arguments: list[str], stop_at: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", *arguments, "--checkpoint.every_n_steps", "1", "--trainer.default_root_dir", "straight"]) == 0
-    save = LastCheckpoint.save
+    save = Checkpoints.save
 
-    def save_and_die(self: LastCheckpoint, trainer: Any) -> None:
+    def save_and_die(self: Checkpoints, trainer: Any) -> None:
         save(self, trainer)
         if trainer.global_step == stop_at:
             raise Interrupted
 
     with monkeypatch.context() as patched:
-        patched.setattr(LastCheckpoint, "save", save_and_die)
+        patched.setattr(Checkpoints, "save", save_and_die)
         with pytest.raises(Interrupted):
             main(["fit", *arguments, "--checkpoint.every_n_steps", "1"])
     assert main(["fit", "--ckpt_path", "last"]) == 0
@@ -406,7 +406,10 @@ def test_a_run_told_to_stop_saves_and_goes_on_bit_for_bit(
     with monkeypatch.context() as patched:
         patched.setattr(MMCorefModule, "configure_gradient_clipping", signalled)
         assert main(["fit", *arguments]) == code
-    assert f"stopped at step {at + 1}, checkpoint saved; go on with: mmcoref fit --ckpt_path last" in capsys.readouterr().err
+    assert (
+        f"stopped at step {at + 1}, checkpoint saved; resume with: mmcoref fit --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt"
+        in capsys.readouterr().err
+    )
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert main(["fit", "--ckpt_path", "last"]) == 0
     straight, resumed = weights("straight/lightning_logs/version_0/checkpoints/last.ckpt"), weights()
@@ -429,8 +432,9 @@ def test_last_is_the_newest_whole_checkpoint_of_the_newest_run(arguments: list[s
     assert "checkpoint: lightning_logs/version_10/checkpoints/last.ckpt" in capsys.readouterr().err
     file = Path("lightning_logs/version_10/checkpoints/last.ckpt")
     file.write_bytes(file.read_bytes()[:-1000])
-    assert main(["test", "--ckpt_path", "last", *CPU]) == 0
-    assert "checkpoint: lightning_logs/version_9/checkpoints/last.ckpt" in capsys.readouterr().err
+    said = refused(capsys, "test", "--ckpt_path", "last", *CPU)
+    assert said.startswith("lightning_logs/version_10/checkpoints/last.ckpt: is not a whole checkpoint")
+    assert "The newest that can be read is lightning_logs/version_9/checkpoints/last.ckpt" in said
     assert "is not a whole checkpoint" in refused(capsys, "test", "--ckpt_path", str(file))
 
 
@@ -508,7 +512,8 @@ def test_a_run_limited_to_some_batches_is_partial(arguments: list[str]) -> None:
 def test_a_fit_ends_by_saying_what_comes_next_and_a_finished_one_says_so(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *arguments]) == 0
     said = capsys.readouterr().err
-    assert "step 6, checkpoint: lightning_logs/version_0/checkpoints/last.ckpt; next: mmcoref test --ckpt_path last\n" in said
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    assert f"step 6, checkpoint: {last}; next: mmcoref test --ckpt_path {last}\n" in said
     assert main(["fit", "--ckpt_path", "last"]) == 0
     assert "this run is finished, 6 of 6 steps: raise --trainer.max_epochs to go on" in capsys.readouterr().err
 

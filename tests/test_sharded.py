@@ -23,7 +23,8 @@ from mmcoref.errors import USER_ERROR_EXIT, UserError
 from mmcoref.model.module import MMCorefModule
 from mmcoref.model.scoring import _PUBLISHED_DECODING
 from mmcoref.run.checkpoint import AtomicCheckpointIO, read_stored
-from mmcoref.run.strategy import ShardedStrategy, _replace, strategy_of
+from mmcoref.run.files import replace
+from mmcoref.run.strategy import ShardedStrategy, strategy_of
 from tests.conftest import llama
 from tests.sharded_worker import Watch
 from tests.test_processes import free_port, mmcoref, newest_record
@@ -231,7 +232,7 @@ def test_a_folder_takes_another_folders_place_and_a_files(tmp_path: Path) -> Non
         new = tmp_path / ".last.ckpt.tmp"
         new.mkdir()
         (new / "part").write_text(str(number))
-        _replace(target, new)
+        replace(target, new)
         assert (target / "part").read_text() == str(number)
         assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,7 +28,7 @@ from mmcoref.model.adapters import Adapters
 from mmcoref.model.answering import Decoding, predict
 from mmcoref.model.backbone import Place, backbone_config, build_backbone, load_backbone
 from mmcoref.model.loading import checkpoint_blocks, fingerprint
-from mmcoref.model.optim import clip_gradients, linear_warmup_decay, parameter_groups
+from mmcoref.model.optim import Schedule, clip_gradients, parameter_groups
 from mmcoref.model.packing import allow_packing
 from mmcoref.model.scoring import Agree, alone, answer, target_loss_sum
 from mmcoref.model.windows import cut_windows
@@ -92,6 +91,9 @@ class MMCorefModule(pl.LightningModule):
         self._backbone_config: dict[str, Any] | None = None
         self._base: str | None = None
         self._window = _Window(0.0)
+        self._schedule: Schedule | None = None
+        self._resumed_at = 0
+        self._hyperparameters: list[dict[str, Any]] = []  # of the optimizer's groups, by the settings
         self._not_finite = 0  # losses, one after another
 
     # ------------------------------------------------------------------ set-up
@@ -104,6 +106,15 @@ class MMCorefModule(pl.LightningModule):
             base: fingerprint of the weights that the checkpoint's adapters stand beside, and that it does not hold.
         """
         self._backbone_config, self._base = config, base
+
+    def restore_schedule(self, schedule: dict[str, Any] | None, step: int) -> None:
+        """Continue a checkpoint's learning-rate schedule; the settings may give it another length.
+
+        Args:
+            schedule: of the run that wrote the checkpoint; None where the file does not say.
+            step: at which this run continues.
+        """
+        self._schedule, self._resumed_at = None if schedule is None else Schedule(**schedule), step
 
     @property
     def data(self) -> MMCorefDataModule:
@@ -169,8 +180,14 @@ class MMCorefModule(pl.LightningModule):
     # ------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
-        """Starts the clock of the first optimizer step."""
+        """Start the clock, and have the optimizer follow the settings where a checkpoint has restored its own."""
         self._window = _Window(time.perf_counter())
+        [optimizer], [schedule] = self.trainer.optimizers, [one.scheduler for one in self.trainer.lr_scheduler_configs]
+        for group, settings in zip(optimizer.param_groups, self._hyperparameters, strict=True):
+            group.update(settings)
+            assert self._schedule is not None
+            group["lr"] = settings["initial_lr"] * self._schedule.factor(self.trainer.global_step)
+        schedule.base_lrs = [settings["initial_lr"] for settings in self._hyperparameters]
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """The micro-batch's share of the mean loss over all answer tokens of its optimizer step.
@@ -225,12 +242,15 @@ class MMCorefModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up over `warmup_steps` optimizer steps, then linear decay to 0 at the run's last step."""
         settings = self.hparams
-        total = self.data.total_steps(self.trainer)
+        length = {"warmup_steps": settings["warmup_steps"], "total_steps": self.data.total_steps(self.trainer)}
+        plan = Schedule(**length) if self._schedule is None else self._schedule.resumed(self._resumed_at, **length)
         # Fused: one pass over the weights, and no temporaries of the size of a moment.
         groups = parameter_groups(self.backbone.parameters(), settings["weight_decay"])
         optimizer = torch.optim.AdamW(groups, lr=settings["lr"], fused=True)
-        factor = partial(linear_warmup_decay, warmup_steps=settings["warmup_steps"], total_steps=total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        # A function, of which a checkpoint restores nothing: the schedule is the settings'.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan.factor(step))
+        self._schedule = plan
+        self._hyperparameters = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ------------------------------------------------------------------ answering
@@ -311,6 +331,7 @@ class MMCorefModule(pl.LightningModule):
         """
         checkpoint["mmcoref_backbone"] = json.loads(self.backbone.config.to_json_string(use_diff=False))
         checkpoint["mmcoref_tokenizer"] = pack_tokenizer(self.data.tokenizer)
+        checkpoint["mmcoref_schedule"] = None if self._schedule is None else asdict(self._schedule)
         if self.base_apart:
             if self._base is None:
                 self._base = fingerprint(fetch(self.hparams["name"], weights=True))

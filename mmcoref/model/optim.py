@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,13 +42,45 @@ def clip_gradients(
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def linear_warmup_decay(step: int, *, warmup_steps: int, total_steps: int) -> float:
-    """The factor on the learning rate at optimizer step `step`, counting from 0.
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a factor of its peak, by optimizer step: a linear warm-up, then a linear decay to 0.
 
-    It rises linearly to 1 over `warmup_steps` steps, then falls linearly and would reach 0 at `total_steps`. Unlike
-    transformers' `get_linear_schedule_with_warmup` the first step is not spent at a rate of 0. A run that ends within its
-    warm-up only rises.
+    Unlike transformers' `get_linear_schedule_with_warmup` the first step is not spent at a rate of 0. A run that ends within
+    its warm-up only rises.
+
+    Attributes:
+        warmup_steps: steps in which the rate rises to its peak.
+        total_steps: steps of the run; the decay would reach 0 at this one.
+        start: the step at which a resumed run got a schedule of another length, 0 otherwise.
+        start_factor: the factor of that step by the schedule before it; the new one continues from there.
     """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    warmup_steps: int
+    total_steps: int
+    start: int = 0
+    start_factor: float = 0.0
+
+    def factor(self, step: int) -> float:
+        """Return the factor of a step, counting from 0."""
+        if step < self.warmup_steps:
+            if not self.start:
+                return (step + 1) / self.warmup_steps
+            rise = max(1, self.warmup_steps - 1 - self.start)
+            return min(1.0, self.start_factor + (1 - self.start_factor) * (step - self.start) / rise)
+        if self.start <= self.warmup_steps:
+            return max(0.0, (self.total_steps - step) / max(1, self.total_steps - self.warmup_steps))
+        return self.start_factor * max(0.0, (self.total_steps - step) / max(1, self.total_steps - self.start))
+
+    def resumed(self, step: int, *, warmup_steps: int, total_steps: int) -> Schedule:
+        """Return the schedule of a run resumed at a step, with settings that may have changed.
+
+        The same settings give the same schedule. Others change it from this step on, at which it does not jump. A run whose
+        rate had reached 0 has none to continue from: it gets the schedule that a run of the new length would have had.
+        """
+        if (warmup_steps, total_steps) == (self.warmup_steps, self.total_steps):
+            return self
+        factor = self.factor(step)
+        if not step or not factor:
+            return Schedule(warmup_steps, total_steps)
+        return Schedule(warmup_steps, total_steps, step, factor)

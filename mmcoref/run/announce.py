@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run.checkpoint import Stored, run_folder
+from mmcoref.run.callbacks import Checkpoints, TimeLimit, last_checkpoint
+from mmcoref.run.checkpoint import Stored
+from mmcoref.run.folder import typed
 
 log = logging.getLogger(__name__)
 
@@ -63,28 +63,33 @@ def _processes(trainer: pl.Trainer) -> None:
         log.warning("%d processes share %d processors: this will be slow", trainer.num_devices, cores)
 
 
-def fitted(trainer: pl.Trainer) -> None:
-    """Why a fit ended before its time, where its checkpoint is, and what comes next."""
-    stopping = trainer.early_stopping_callback
-    if stopping is not None and stopping.stopped_epoch:
+def fitted(trainer: pl.Trainer, stored: Stored | None) -> None:
+    """Report why a run ended before its time, where its checkpoint is, and what comes next.
+
+    Args:
+        trainer: of the run.
+        stored: the checkpoint that it was resumed from, if any.
+    """
+    [keeper] = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints)]
+    best = keeper.best
+    if best is not None and keeper.out_of_patience:
         log.info(
-            "stopped behind epoch %d: %s has not been above %.4f for %d epochs",
-            stopping.stopped_epoch + 1, stopping.monitor, float(stopping.best_score), stopping.patience,
+            "stopped after epoch %d: %s has not been above %.4f for %d validations; a higher --checkpoint.patience, or null, continues",
+            trainer.current_epoch, keeper.monitor, best.value, keeper.patience,
         )  # fmt: skip
-    last = Path(run_folder(trainer), "checkpoints", "last.ckpt")
-    if not last.exists():
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, TimeLimit) and (callback.time_remaining() or 0) <= 0:
+            log.info("stopped at step %d: the time of --trainer.max_time is over", trainer.global_step)
+    if keeper.saved_step is None and stored is None:
         return
+    last = last_checkpoint(trainer) if keeper.saved_step is not None else stored.path  # type: ignore[union-attr]
     module = trainer.lightning_module
     adapters = isinstance(module, MMCorefModule) and module.base_apart
     what = f"checkpoint (adapters, beside {module.hparams['name']})" if adapters else "checkpoint"
-    log.info("step %d, %s: %s; next: mmcoref test --ckpt_path last%s", trainer.global_step, what, last, _or_best(trainer))
-
-
-def _or_best(trainer: pl.Trainer) -> str:
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
-            return f", or best: {callback.monitor} {float(callback.best_model_score):.4f}"
-    return ""
+    hint = ""
+    if best is not None and (file := last.with_name("best.ckpt")).exists():
+        hint = f", or --ckpt_path {typed(file)}: {keeper.monitor} {best.value:.4f} at step {best.step}"
+    log.info("step %d, %s: %s; next: mmcoref test --ckpt_path %s%s", trainer.global_step, what, typed(last), typed(last), hint)
 
 
 def answering(stage: str, model: MMCorefModule, data: MMCorefDataModule, stored: Stored | None) -> None:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from pydantic import TypeAdapter, ValidationError
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TokenizerFiles
-from mmcoref.errors import UserError, at_least
+from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
+from mmcoref.model.optim import Schedule
 from mmcoref.run.atomic import whole_bytes
-from mmcoref.run.files import kept, meta_of, read_file, read_folder
+from mmcoref.run.files import kept, link, meta_of, read_file, read_folder
+from mmcoref.run.folder import VERSION, versions
 
-_CONFIG_KEY = "mmcoref_config"
-_WINDOW_KEY = "mmcoref_window"
-_VERSION = re.compile(r"version_(\d+)")
+CONFIG_KEY = "mmcoref_config"
+WINDOW_KEY = "mmcoref_window"
+LAST = "last.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -67,6 +68,8 @@ class Stored:
         tokenizer: its files.
         base: fingerprint of the frozen weights, where the checkpoint holds adapters only.
         window: records of an optimizer step; None where the file does not say.
+        schedule: of the learning rate, as `Schedule` has it; None where the file does not say.
+        best_step: of the best validated step before this checkpoint; None without a validation part.
     """
 
     path: Path
@@ -76,17 +79,25 @@ class Stored:
     tokenizer: TokenizerFiles
     base: str | None
     window: int | None
+    schedule: dict[str, Any] | None = None
+    best_step: int | None = None
 
     def restore(self, model: MMCorefModule, data: MMCorefDataModule) -> None:
         """Lets both rebuild what they were trained with, from this file alone."""
         model.restore_backbone(self.backbone, self.base)
+        model.restore_schedule(self.schedule, self.step)
         data.restore_tokenizer(self.tokenizer)
 
     @property
     def run_folder(self) -> Path | None:
         """`…/version_N`, where the file still lies in the run that wrote it."""
         folder = self.path.resolve().parent.parent
-        return folder if _VERSION.fullmatch(folder.name) and self.path.resolve().parent.name == "checkpoints" else None
+        return folder if VERSION.fullmatch(folder.name) and self.path.resolve().parent.name == "checkpoints" else None
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether no checkpoint of its folder has more optimizer steps."""
+        return not any(step > self.step for step in _look_into(self.path.parent).steps.values())
 
 
 def read_stored(path: str | Path) -> Stored:
@@ -100,7 +111,7 @@ def read_stored(path: str | Path) -> Stored:
     missing = [key for key in ("mmcoref_backbone", "mmcoref_tokenizer") if key not in checkpoint]
     if missing:
         raise UserError(f"{path}: expected a checkpoint that mmcoref wrote, but it has no {' and '.join(missing)}.")
-    config = checkpoint.get(_CONFIG_KEY) or {
+    config = checkpoint.get(CONFIG_KEY) or {
         "model": dict(checkpoint.get("hyper_parameters", {})),
         "data": dict(checkpoint.get("datamodule_hyper_parameters", {})),
     }
@@ -111,8 +122,24 @@ def read_stored(path: str | Path) -> Stored:
         checkpoint["mmcoref_backbone"],
         checkpoint["mmcoref_tokenizer"],
         checkpoint.get("mmcoref_base"),
-        checkpoint.get(_WINDOW_KEY),
+        checkpoint.get(WINDOW_KEY),
+        _checked(path, checkpoint.get("mmcoref_schedule"), Schedule | None),
+        _best_step(checkpoint),
     )
+
+
+def _checked(path: Path, value: Any, kind: Any) -> Any:
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        raise UserError(f"{path}: is damaged, or not one of mmcoref's: it holds {value!r} as the learning rate's schedule.") from None
+    return value
+
+
+def _best_step(checkpoint: dict[str, Any]) -> int | None:
+    scores = checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("scores") or []
+    best: list[Any] = max(scores, key=lambda score: score[1], default=[None])
+    return None if best[0] is None else int(best[0])
 
 
 def load_weights(module: MMCorefModule, path: Path) -> None:
@@ -123,86 +150,67 @@ def load_weights(module: MMCorefModule, path: Path) -> None:
 
 
 def find_last(root: Path, *, best: bool = False) -> Path | None:
-    """The newest whole checkpoint of the newest run under `root` that has one; runs are numbered `version_N`.
+    """Find the newest checkpoint of the newest run under `root` that has one.
+
+    Of a run's files the one with the most optimizer steps is the newest, whatever the files' times say.
 
     Args:
         root: the folder of the runs.
         best: whether only a `best.ckpt`, chosen by the validation part, will do.
+
+    Raises:
+        UserError: that run's newest checkpoint cannot be read. An older one is named, and never taken silently.
     """
-    runs = [(int(found[1]), folder) for folder in root.glob("version_*") if (found := _VERSION.fullmatch(folder.name))]
-    for _, folder in sorted(runs, reverse=True):
-        files = sorted(folder.glob(f"checkpoints/{'*best' if best else '*'}.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        for file in files:
-            try:
-                read_stored(file)
-            except UserError:
-                continue
-            return file
+    for _, run in versions(root):
+        found = _look_into(run / "checkpoints", best=best)
+        broken = [error for file, error in found.broken.items() if best or file.name == LAST or not found.steps]
+        if broken:
+            older = _newest_readable(root, best=best)
+            hint = f" The newest that can be read is {older}: name it to use it." if older else ""
+            raise UserError(f"{broken[0]}{hint}")
+        if found.steps:
+            return found.newest
     return None
 
 
-class LastCheckpoint(Checkpoint):
-    """Keeps `checkpoints/last.ckpt`: at the end of every epoch, every n optimizer steps if asked to, and when told to save.
-
-    Args:
-        every_n_steps: optimizer steps between saves within an epoch; by default none.
-        patience: epochs without a better score on the validation part after which the fit ends; by default it runs to its end.
-    """
-
-    def __init__(self, every_n_steps: int | None = None, patience: int | None = None) -> None:
-        at_least(1, checkpoint__every_n_steps=every_n_steps, checkpoint__patience=patience)
-        self.every_n_steps = every_n_steps
-        self.patience = patience  # for an `EarlyStopping` that the command line sets up, as it knows what is measured
-        self._step = 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Notes the step at which the fit starts."""
-        self._step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Saves behind an optimizer step, if that is due."""
-        if trainer.global_step == self._step:
-            return
-        self._step = trainer.global_step
-        due = self.every_n_steps is not None and self._step % self.every_n_steps == 0
-        if due and not trainer.is_last_batch:  # the epoch's end saves its last step, behind validation
-            self.save(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves, behind validation."""
-        self.save(trainer)
-
-    def save(self, trainer: pl.Trainer) -> None:
-        """Writes the checkpoint now; every process must take part."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(Path(run_folder(trainer), "checkpoints", "last.ckpt"))
+def _newest_readable(root: Path, *, best: bool) -> Path | None:
+    for _, run in versions(root):
+        found = _look_into(run / "checkpoints", best=best)
+        if found.steps:
+            return found.newest
+    return None
 
 
-class StoredConfig(pl.Callback):
-    """Writes the run's settings into its checkpoints.
+class _Found(NamedTuple):
+    """The checkpoints in a folder: the optimizer steps of those that can be read, and what is wrong with the others."""
 
-    Args:
-        config: by section, of plain values.
-    """
+    steps: dict[Path, int]
+    broken: dict[Path, UserError]
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds them, with what the fit has decided itself."""
-        assert isinstance(pl_module, MMCorefModule)
-        decided = {
-            "model": {"gradient_checkpointing": pl_module.hparams["gradient_checkpointing"]},
-            "data": {"micro_batch_size": pl_module.data.hparams["micro_batch_size"]},
-        }
-        replicas = pl_module.data.replicas(trainer)["num_replicas"]
-        checkpoint[_WINDOW_KEY] = pl_module.data.rows * trainer.accumulate_grad_batches * replicas
-        checkpoint[_CONFIG_KEY] = self.config | {section: self.config[section] | values for section, values in decided.items()}
+    @property
+    def newest(self) -> Path:
+        """The one with the most steps; `last.ckpt` of equals."""
+        return max(self.steps, key=lambda file: (self.steps[file], file.name == LAST))
 
 
-def run_folder(trainer: pl.Trainer) -> Path:
-    """`lightning_logs/version_N` of a run, the same on every process; without a logger, the trainer's root."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+def _look_into(folder: Path, *, best: bool = False) -> _Found:
+    found = _Found({}, {})
+    for file in sorted(folder.glob("*best.ckpt" if best else "*.ckpt")):
+        try:
+            found.steps[file] = read_stored(file).step
+        except UserError as error:
+            found.broken[file] = error
+    return found
+
+
+def carry_best(stored: Stored, folder: Path) -> None:
+    """Give a run that continues in another folder the best checkpoint of the one that it was resumed from."""
+    best = stored.path.with_name("best.ckpt")
+    target = folder / "checkpoints" / best.name
+    if stored.best_step is None or not best.exists() or target.exists():
+        return
+    if read_stored(best).step == stored.best_step:  # else it is of a time after this checkpoint
+        link(best, target)
 
 
 def over_processes(trainer: pl.Trainer, value: float) -> float:

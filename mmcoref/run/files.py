@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from mmcoref.errors import UserError, first_line
+from mmcoref.run.atomic import sync, temporary_of
 
 _WEIGHTS = "state_dict."  # what the names of a sharded run's weights begin with
 _UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind of file); choose another with --ckpt_path"
@@ -98,3 +102,59 @@ def read_file(path: Path, device: str = "cpu") -> dict[str, Any]:
     except Exception as error:  # whatever the unpickler makes of hostile or broken bytes
         raise cannot_read(path, error) from None
     return checkpoint
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name, whole or not at all; what had the name before is replaced.
+
+    Checkpoints are never written into, only replaced, so that both names can share the bytes on disk. A file system that has
+    no hard links gets a copy.
+
+    Args:
+        source: the checkpoint, a file or the folder of a sharded run.
+        target: its second name, in the same folder or another.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_of(target)
+    remove(temporary)
+    if source.is_dir():
+        shutil.copytree(source, temporary, copy_function=_link_file)
+    else:
+        _link_file(source, temporary)
+    replace(target, temporary)
+
+
+def _link_file(source: Path | str, target: Path | str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
+def replace(target: Path, new: Path) -> None:
+    """Move a checkpoint to its final name.
+
+    A folder cannot take another's place in one step: until it has, the old one is kept under a name that is found, too.
+    """
+    for path in [*(new.iterdir() if new.is_dir() else []), new]:
+        sync(path)
+    if new.is_file() and not target.is_dir():
+        os.replace(new, target)
+        sync(target.parent)
+        return
+    previous = target.with_name(f"previous-{target.name}")
+    if target.exists():
+        remove(previous)
+        os.rename(target, previous)
+    os.rename(new, target)
+    sync(target.parent)
+    remove(previous)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; it need not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError):
+            path.unlink()

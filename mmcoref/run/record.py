@@ -28,7 +28,8 @@ from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.report import HONEST, METRICS, PUBLISHED_RULES, report
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run.atomic import write_text
-from mmcoref.run.checkpoint import Stored, over_processes, run_folder
+from mmcoref.run.checkpoint import Stored, over_processes
+from mmcoref.run.folder import run_folder
 from mmcoref.run.table import print_scores, readable
 from mmcoref.text import to_json
 

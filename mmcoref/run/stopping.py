@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from mmcoref.errors import Stopped
-from mmcoref.run.checkpoint import LastCheckpoint, over_processes
+from mmcoref.run.callbacks import Checkpoints, last_checkpoint
+from mmcoref.run.checkpoint import over_processes
+from mmcoref.run.folder import typed
 from mmcoref.run.signals import Signals
 
 
@@ -38,9 +40,9 @@ class StopWhenAsked(pl.Callback):
         number = self._agreed(trainer)
         if number and not trainer.is_last_batch:  # the epoch's end saves its last step, after validation
             for callback in trainer.checkpoint_callbacks:
-                if isinstance(callback, LastCheckpoint):
+                if isinstance(callback, Checkpoints):
                     callback.save(trainer)
-            self._stop(number)
+            self._stop(trainer, number)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop between two epochs: the first one's end has saved it.
@@ -49,7 +51,7 @@ class StopWhenAsked(pl.Callback):
             Stopped: the run was asked to stop.
         """
         if trainer.global_step == self._step and trainer.current_epoch > 0:
-            self._stop(self._agreed(trainer))
+            self._stop(trainer, self._agreed(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop after the last epoch, which is saved.
@@ -57,15 +59,16 @@ class StopWhenAsked(pl.Callback):
         Raises:
             Stopped: the run was asked to stop.
         """
-        self._stop(self._agreed(trainer))
+        self._stop(trainer, self._agreed(trainer))
 
     def _agreed(self, trainer: pl.Trainer) -> int:
         """Number of the signal that any process got; every process must ask."""
         return int(over_processes(trainer, self.signals.received))
 
-    def _stop(self, number: int) -> None:
+    def _stop(self, trainer: pl.Trainer, number: int) -> None:
         if number:
-            raise Stopped(f"stopped at step {self._step}, checkpoint saved; go on with: mmcoref fit --ckpt_path last", number)
+            file = typed(last_checkpoint(trainer))
+            raise Stopped(f"stopped at step {self._step}, checkpoint saved; resume with: mmcoref fit --ckpt_path {file}", number)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""

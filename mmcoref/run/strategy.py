@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mmcoref.errors import UserError
-from mmcoref.run.atomic import cannot_write, sync, temporary_of
-from mmcoref.run.files import cannot_read, cause, kept
+from mmcoref.run.atomic import cannot_write, temporary_of
+from mmcoref.run.files import cannot_read, cause, kept, replace
 
 SHARDED = "sharded"
 
@@ -64,28 +63,8 @@ class ShardedStrategy(ModelParallelStrategy):
             raise cannot_write(target, cause(error), kept(target)) from error
         self.barrier()
         if self.is_global_zero:
-            _replace(target, temporary)
+            replace(target, temporary)
         self.barrier()
-
-
-def _replace(target: Path, new: Path) -> None:
-    """A folder cannot take another's place in one step: until it has, the old one is kept under a name that is found, too."""
-    previous = target.with_name(f"previous-{target.name}")
-    for path in [*new.iterdir(), new]:
-        sync(path)
-    if target.exists():
-        _remove(previous)
-        os.rename(target, previous)
-    os.rename(new, target)
-    sync(target.parent)
-    _remove(previous)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def check_strategy(name: Any) -> None:

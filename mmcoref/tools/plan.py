@@ -27,7 +27,7 @@ from mmcoref.model.backbone import tiny_config
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES
 from mmcoref.model.module import MMCorefModule
 from mmcoref.model.need import Need, Terms, need_of
-from mmcoref.run.choosing import choosing
+from mmcoref.run.callbacks import Checkpoints
 from mmcoref.run.terms import Machine, check_trainer, machine_of, terms_of
 
 NOT_FITTING_EXIT = 1
@@ -117,7 +117,7 @@ def _check(settings: dict[str, Any]) -> None:
     check_trainer(settings["trainer"])
     MMCorefModule(**settings["model"])
     MMCorefDataModule(**settings["data"])
-    choosing(settings)
+    Checkpoints(**settings["checkpoint"]).choose_by(settings)
 
 
 def _model(name: str, records: Sequence[Record] | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase | None]:
