@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from mmcoref.data.record import Record, shown, validate_record
+from mmcoref.data.items import Items, unreadable
+from mmcoref.data.record import Record, validate_record
 from mmcoref.errors import UserError
 
 PUBLISHED_SOURCE = "github.com/MMC-K/multimodal_dialogue_coreference_resolution (data/ai_responses.json)"
@@ -33,42 +34,86 @@ class DataFile:
 
 
 def read_records(path: str, *, require_solution: bool = True) -> DataFile:
-    """Reads and validates a data file: a list of JSON strings (the published form), a list of objects, or JSON Lines.
+    """Read and validate a data file: a list of JSON strings (the published form), a list of objects, or JSON Lines.
+
+    All records are in memory at once; `stream_records` gives them one after another.
 
     Args:
         path: the file.
         require_solution: whether a record without `solution` is an error (False only for `predict`).
 
     Raises:
-        UserError: no such file, not UTF-8, not JSON, no records, or records that do not validate: all of them are
-            counted in one message and the first 20 are shown.
+        UserError: see `RecordStream`.
     """
-    raw = _read_bytes(path)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: expected UTF-8 text, got byte 0x{raw[error.start]:02x} at offset {error.start}; save it as UTF-8."
-        ) from None
-    records: list[Record] = []
-    problems: dict[int, list[str]] = {}
-    for index, item in _items(path, text):
-        record, found = validate_record(item, require_solution=require_solution)
-        if record is not None:
-            records.append(record)
-        else:
-            problems[index] = found
-    if problems:
-        total = len(problems) + len(records)
-        message = [f"{path}: {len(problems)} of {total} records are not valid (indices count from 0); mend or remove them:"]
-        for index in list(problems)[:_SHOWN_RECORDS]:
-            message += [f"  record {index}, {problem}" for problem in problems[index]]
-        if len(problems) > _SHOWN_RECORDS:
-            message.append(f"  … and {len(problems) - _SHOWN_RECORDS} more records")
-        raise UserError(*message)
-    if not records:
-        raise UserError(f"{path}: expected at least one record, got none.")
-    return DataFile(path=path, sha256=hashlib.sha256(raw).hexdigest(), records=tuple(records))
+    with stream_records(path, require_solution=require_solution) as stream:
+        records = tuple(stream)
+    return DataFile(path=path, sha256=stream.sha256, records=records)
+
+
+class RecordStream:
+    """The valid records of a data file in file order, one after another. It can be iterated once.
+
+    Args:
+        path: the file, for messages.
+        items: of the file.
+        require_solution: whether a record without `solution` is an error.
+
+    Raises:
+        UserError: while it is iterated: not UTF-8, not JSON; and at its end: no records, or records that do not validate,
+            all of them counted in one message, of which the first 20 are shown.
+    """
+
+    def __init__(self, path: str, items: Items, *, require_solution: bool) -> None:
+        self._path = path
+        self._items = items
+        self._require_solution = require_solution
+
+    def __iter__(self) -> Iterator[Record]:
+        total = bad = 0
+        shown: list[str] = []
+        for index, item in enumerate(self._items):
+            total += 1
+            record, problems = validate_record(item, require_solution=self._require_solution)
+            if record is not None:
+                yield record
+                continue
+            bad += 1
+            if bad <= _SHOWN_RECORDS:
+                shown += [f"  record {index}, {problem}" for problem in problems]
+        if bad:
+            head = f"{self._path}: {bad} of {total} records are not valid (indices count from 0); mend or remove them:"
+            more = [f"  … and {bad - _SHOWN_RECORDS} more records"] if bad > _SHOWN_RECORDS else []
+            raise UserError(head, *shown, *more)
+        if not total:
+            raise UserError(f"{self._path}: expected at least one record, got none.")
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the file's bytes, once all records have been read."""
+        return self._items.sha256
+
+    @property
+    def form(self) -> str:
+        """The form of the file's top level, once all records have been read."""
+        return self._items.form
+
+
+@contextmanager
+def stream_records(path: str, *, require_solution: bool = True) -> Iterator[RecordStream]:
+    """Open a data file; see `read_records` for its forms.
+
+    Args:
+        path: the file.
+        require_solution: whether a record without `solution` is an error.
+
+    Yields:
+        Its records.
+
+    Raises:
+        UserError: it cannot be read, or see `RecordStream`.
+    """
+    with open_data(path) as file:
+        yield RecordStream(path, Items(path, file), require_solution=require_solution)
 
 
 def dump_records(records: Sequence[Record]) -> str:
@@ -77,16 +122,21 @@ def dump_records(records: Sequence[Record]) -> str:
     return json.dumps(strings, ensure_ascii=False, indent=0) + "\n"
 
 
-def _read_bytes(path: str) -> bytes:
+def open_data(path: str) -> BinaryIO:
+    """Open a data file for reading bytes.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
     file = Path(path)
     try:
-        return file.read_bytes()
+        return file.open("rb")
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except IsADirectoryError:
         raise UserError(f"{path}: expected a data file, got a folder; name the file inside it.") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        raise unreadable(path, error) from None
 
 
 def _missing(file: Path) -> str:
@@ -97,32 +147,3 @@ def _missing(file: Path) -> str:
         f"{file}: no such data file.{hint} The published file is at {PUBLISHED_SOURCE}: "
         "download it and name its place, or say `sample` for generated dialogues."
     )
-
-
-def _items(path: str, text: str) -> Iterator[tuple[int, Any]]:
-    """(index, decoded item) pairs; an item that is not JSON comes as the `ValueError` that says so."""
-    if text.lstrip()[:1] == "[":
-        try:
-            items = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: expected a JSON list or JSON Lines, got broken JSON: {_where(error)}.") from None
-        for index, item in enumerate(items):
-            yield index, _decoded(item) if isinstance(item, str) else item
-        return
-    lines = (line for line in text.split("\n") if line.strip())
-    for index, line in enumerate(lines):
-        yield index, _decoded(line, twice=True)
-
-
-def _decoded(text: str, *, twice: bool = False) -> Any:
-    try:
-        item = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"expected a JSON object, got {shown(text)} ({_where(error)})")
-    return _decoded(item) if twice and isinstance(item, str) else item
-
-
-def _where(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg}, line {error.lineno}, column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -21,6 +20,7 @@ from pydantic import (
     field_validator,
 )
 
+from mmcoref.data.decode import Contradiction, decode, refused_texts, shown
 from mmcoref.data.unicode import fold, normalise
 from mmcoref.errors import UserError
 
@@ -31,7 +31,6 @@ LETTERS: tuple[Letter, ...] = ("A", "B", "C", "D")
 # "A) B가 올린 사진 속 커피잔": the letter, then the owner, who is marked by a subject or possessive particle.
 _OWNER = re.compile(r"^[A-D]\) ([AB])(?:가|의)")
 _UTTERANCE = re.compile(r"^[AB]: \S", re.DOTALL)
-_SHOWN_VALUE = 60
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 
@@ -152,7 +151,7 @@ def parse_record(item: object, index: int = 0) -> Record:
         UserError: it is not valid.
     """
     try:
-        fields = json.loads(item) if isinstance(item, str) else item
+        fields = decode(item) if isinstance(item, str) else item
     except (ValueError, RecursionError):
         fields = item
     record, problems = validate_record(fields, require_solution=False)
@@ -167,13 +166,28 @@ def validate_record(item: Any, *, require_solution: bool) -> tuple[Record | None
         return None, [str(item)]
     if not isinstance(item, dict):
         return None, [f"expected a JSON object, got {shown(item)}"]
+    if isinstance(item, Contradiction) and (twice := [key for key in item.keys_twice if key in Record.model_fields]):
+        return None, [f"{key}: expected one value, got several that differ" for key in twice]
     try:
         record = Record.model_validate(item)
     except ValidationError as error:
         return None, _sentences(error.errors())
     if require_solution and record.solution is None:
         return None, ["solution: expected one of the four choices, got nothing"]
-    return record, []
+    refused = list(refused_texts(_texts(record)))
+    if not record.problem.strip():
+        refused.append(f"problem: expected a question, got {shown(record.problem)}")
+    return (None, refused) if refused else (record, [])
+
+
+def _texts(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield a record's texts with the names of their fields; the solution is one of the choices."""
+    for field in ("image_descriptions", "conversation", "choices"):
+        for place, text in enumerate(getattr(record, field)):
+            yield f"{field}.{place}", text
+    yield "problem", record.problem
+    if isinstance(record.id, str):
+        yield "id", record.id
 
 
 def _sentences(details: Sequence[Any]) -> list[str]:
@@ -207,9 +221,3 @@ _FIELD_FORM = {
     "solution": "one of the four choices",
     "id": "an integer or a string",
 }
-
-
-def shown(value: object) -> str:
-    """A value as JSON, shortened, for a message."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= _SHOWN_VALUE else text[: _SHOWN_VALUE - 1] + "…"

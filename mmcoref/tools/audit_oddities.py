@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from mmcoref.data.decode import has_control_characters, has_lost_characters
 from mmcoref.data.prompt import has_stop
 from mmcoref.data.record import LETTERS, Record, speaker_of
 from mmcoref.data.unicode import canonical, has_line_break, normalise
@@ -114,4 +115,17 @@ CHECKS: tuple[tuple[str, str, str, Callable[[Record], int]], ...] = (
         "the text already ends in a period, so that prompt and answer add none",
         lambda r: sum(map(has_stop, r.choices)),
     ),
+    (
+        "lost_character",
+        "records",
+        "a text has U+FFFD, which stands for a character that was lost when the text was decoded",
+        lambda r: any(map(has_lost_characters, texts(r))),
+    ),
+    (
+        "control_character",
+        "records",
+        "a text has a control character other than tabs and line breaks",
+        lambda r: any(map(has_control_characters, texts(r))),
+    ),
+    ("blank_caption", "records", "a caption says nothing", lambda r: any(not caption[6:].strip() for caption in r.image_descriptions)),
 )

@@ -30,7 +30,7 @@ PUBLISHED_AT = (
     "download it and name its place, or say `sample` for generated dialogues."
 )
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
 UTTERANCE = st.tuples(st.sampled_from("AB"), TEXT.filter(lambda text: not text[0].isspace())).map(": ".join)
 BODIES = st.lists(TEXT.filter(str.strip), min_size=4, max_size=4)
 
@@ -41,7 +41,7 @@ def any_record(draw: st.DrawFn, *, solved: bool) -> Record:
     return Record(
         image_descriptions=(f"A의 사진:{draw(TEXT)}", f"B의 사진:{draw(TEXT)}"),
         conversation=tuple(draw(st.lists(UTTERANCE, min_size=2, max_size=5))),
-        problem=draw(TEXT),
+        problem=draw(TEXT.filter(str.strip)),
         choices=choices,  # type: ignore[arg-type]
         solution=draw(st.sampled_from(choices) if solved else st.none() | st.sampled_from(choices)),
         id=draw(st.none() | st.integers() | TEXT),

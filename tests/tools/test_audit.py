@@ -120,6 +120,9 @@ def test_published_oddities(published_report: Report) -> None:
         "decomposed": (0, 0),
         "line_break": (0, 0),
         "option_with_period": (0, 0),
+        "lost_character": (0, 0),
+        "control_character": (0, 0),
+        "blank_caption": (0, 0),
         "repeated_record": (86, 7),
         "repeated_dialogue": (88, 7),
         "dialogue_across": (None, 0),
@@ -229,6 +232,11 @@ ODD: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
         {"choices": ["A) A가 올린 사진 속\r컵", *OWNERS["AABB"][1:]], "solution": OWNERS["AABB"][3]},
         {"line_break": 1},
     ),
+    "a lost character": ({"conversation": [*plain(2).conversation[:3], "B: '저거 \ufffd좋다.'"]}, {"lost_character": 1}),
+    "an escape": ({"image_descriptions": ["A의 사진: \x1b[2J", plain(2).image_descriptions[1]]}, {"control_character": 1}),
+    "a control character of eight bits": ({"problem": plain(0).problem + "\x9b"}, {"control_character": 1}),
+    "a tab": ({"problem": plain(0).problem + "\t"}, {}),
+    "a caption of nothing": ({"image_descriptions": ["A의 사진: ", plain(2).image_descriptions[1]]}, {"blank_caption": 1}),
     "options with a period": (
         {
             "choices": [f"{text}{stop}" for text, stop in zip(OWNERS["AABB"], (".", "。", "．", "!"), strict=True)],
