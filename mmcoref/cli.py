@@ -103,9 +103,9 @@ def _sample(argv: Sequence[str]) -> None:
         raise UserError(f"--n: expected at least 2 records, got {options.n}.")
     if options.out.exists():
         raise UserError(f"{options.out}: exists already; name another file, or remove it.")
+    from mmcoref.atomic import write_text
     from mmcoref.data.file import dump_records
     from mmcoref.data.sample import sample_records
-    from mmcoref.run.atomic import write_text
 
     write_text(options.out, dump_records(sample_records(options.n, seed=options.seed)), option="--out")
     print(f"{options.n} records written to {printable(options.out)}")

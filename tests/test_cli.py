@@ -22,13 +22,13 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmcoref import __version__
+from mmcoref import __version__, atomic
 from mmcoref.cli import main
 from mmcoref.data.file import dump_records, read_records
 from mmcoref.data.record import Record
 from mmcoref.errors import USER_ERROR_EXIT, UserError
 from mmcoref.model.module import SKIPPED_STEPS, MMCorefModule
-from mmcoref.run import atomic, progress
+from mmcoref.run import progress
 from mmcoref.run.callbacks import Checkpoints
 from tests.conftest import published_path
 

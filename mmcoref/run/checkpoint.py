@@ -11,12 +11,12 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from pydantic import TypeAdapter, ValidationError
 
+from mmcoref.atomic import whole_bytes
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TokenizerFiles
 from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
 from mmcoref.model.optim import Schedule
-from mmcoref.run.atomic import whole_bytes
 from mmcoref.run.files import kept, link, meta_of, read_file, read_folder
 from mmcoref.run.folder import VERSION, versions
 

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from mmcoref.atomic import sync, temporary_of
 from mmcoref.errors import UserError, first_line
-from mmcoref.run.atomic import sync, temporary_of
 
 _WEIGHTS = "state_dict."  # what the names of a sharded run's weights begin with
 _UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind of file); choose another with --ckpt_path"

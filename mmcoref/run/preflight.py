@@ -22,11 +22,11 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig
 
+from mmcoref.atomic import remove_abandoned
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError, first_line
 from mmcoref.model.memory import Shape
-from mmcoref.run.atomic import remove_abandoned
 from mmcoref.run.checkpoint import Stored
 from mmcoref.run.terms import processes
 

@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 
 import mmcoref
+from mmcoref.atomic import write_text
 from mmcoref.data.encode import Example
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.order import FILE_ORDER
@@ -27,7 +28,6 @@ from mmcoref.evaluation.permutations import by_text
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.report import HONEST, METRICS, PUBLISHED_RULES, report
 from mmcoref.model.module import MMCorefModule
-from mmcoref.run.atomic import write_text
 from mmcoref.run.checkpoint import Stored, over_processes
 from mmcoref.run.folder import run_folder
 from mmcoref.run.table import print_scores, readable

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch.distributed.checkpoint.api import CheckpointException
 
+from mmcoref.atomic import cannot_write, temporary_of
 from mmcoref.errors import UserError
-from mmcoref.run.atomic import cannot_write, temporary_of
 from mmcoref.run.files import cannot_read, cause, kept, replace
 
 SHARDED = "sharded"

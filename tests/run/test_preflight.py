@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from transformers import AutoConfig, LlamaConfig
 
+from mmcoref.atomic import temporary_of
 from mmcoref.data.encode import Example
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.errors import UserError
@@ -25,7 +26,6 @@ from mmcoref.model import need
 from mmcoref.model.memory import Memory, shape_of
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run import announce, holding, preflight, terms
-from mmcoref.run.atomic import temporary_of
 from mmcoref.run.checkpoint import Stored
 from tests.conftest import dialogue
 

@@ -17,9 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmcoref import atomic
+from mmcoref.atomic import remove_abandoned, temporary_of, whole_bytes, whole_text, write_text
 from mmcoref.errors import UserError
-from mmcoref.run import atomic
-from mmcoref.run.atomic import remove_abandoned, temporary_of, whole_bytes, whole_text, write_text
 from mmcoref.run.checkpoint import AtomicCheckpointIO
 
 
