@@ -26,9 +26,11 @@ from mmcoref.run.checkpoint import AtomicCheckpointIO, Stored, carry_best, find_
 from mmcoref.run.ending import part
 from mmcoref.run.folder import RunFolder, is_first_process, run_folder_under, share_version
 from mmcoref.run.mistakes import of_the_trainer, told_in_one_sentence
+from mmcoref.run.options import OptionParser
 from mmcoref.run.progress import PlainProgress
 from mmcoref.run.quiet import quiet
 from mmcoref.run.record import RunRecord
+from mmcoref.run.refusals import check_validation_interval
 from mmcoref.run.stopping import StopWhenAsked
 from mmcoref.run.strategy import strategy_of
 from mmcoref.run.terms import check_trainer, on_cpu, processes, shape_of_fit
@@ -81,8 +83,7 @@ class MMCorefCLI(LightningCLI):
             trainer_defaults=_TRAINER_DEFAULTS,
             save_config_callback=None,  # `StoredConfig` writes it
             auto_configure_optimizers=False,
-            # A wrong option raises, and is told in one sentence instead of below forty lines of usage.
-            parser_kwargs={"exit_on_error": False, **{name: {"exit_on_error": False} for name in self.subcommands()}},
+            parser_class=OptionParser,
         )
 
     @staticmethod
@@ -241,6 +242,7 @@ class MMCorefCLI(LightningCLI):
         """Reads the data, so that a mistake in them is told first, and says what is to come."""
         self.datamodule.setup("fit")
         preflight.check_window(self.stored, self.datamodule, self.trainer)
+        check_validation_interval(self.datamodule, self.trainer)
         holding.check_limits(self.model, self.datamodule, self.trainer, "fit")
         holding.check_memory(self.model, self.datamodule, self.trainer)
         if self.stored is not None and is_first_process():

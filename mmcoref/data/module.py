@@ -20,7 +20,8 @@ from mmcoref.data.sample import sample_records
 from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, batches_per_epoch, global_seed, optimizer_steps
 from mmcoref.data.split import Split, split_records
 from mmcoref.data.tokenizer import TINY, TokenizerFiles, load_tokenizer, unpack_tokenizer
-from mmcoref.errors import UserError, at_least
+from mmcoref.errors import UserError
+from mmcoref.ranges import in_ranges
 
 SAMPLE = "sample"  # the word that stands for generated dialogues in place of a file
 SAMPLE_TEST = 346  # as many as the published test part
@@ -73,10 +74,8 @@ class MMCorefDataModule(pl.LightningDataModule):
         sample_seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least(1, data__limit=limit, data__max_tokens=max_tokens, data__batch_size=batch_size, data__eval_batch_size=eval_batch_size)
-        at_least(1, data__sample_train=sample_train, data__micro_batch_size=micro_batch_size)
-        at_least(0, data__num_workers=num_workers, data__val_size=val_size)
         self.save_hyperparameters()
+        in_ranges(self.hparams, "data")
         self.file: DataFile | None = None
         self.split = Split((), (), ())
         self.whole_train: tuple[int, ...] = ()  # of the split, whatever `limit` leaves of it

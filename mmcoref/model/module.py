@@ -21,7 +21,7 @@ from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.order import FILE_ORDER, Permutations
 from mmcoref.data.sampler import global_seed
 from mmcoref.data.tokenizer import TINY, TINY_NAMES, pack_tokenizer
-from mmcoref.errors import UserError, at_least
+from mmcoref.errors import UserError
 from mmcoref.evaluation.metrics import LikelihoodAccuracy, answer_metrics
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.model.adapters import Adapters
@@ -32,6 +32,7 @@ from mmcoref.model.optim import Schedule, clip_gradients, parameter_groups
 from mmcoref.model.packing import allow_packing
 from mmcoref.model.scoring import Agree, alone, answer, target_loss_sum
 from mmcoref.model.windows import cut_windows
+from mmcoref.ranges import in_ranges
 
 SKIPPED_STEPS = 20  # in a row: loss scaling starts at 2^16 and halves with each
 ROOM_AFTER_ANSWER = 8  # tokens beyond the longest answer, so that an answer with something behind it shows itself
@@ -78,10 +79,9 @@ class MMCorefModule(pl.LightningModule):
         check_memory: bool = True,
     ) -> None:
         super().__init__()
-        at_least(0, model__lr=lr, model__weight_decay=weight_decay, model__warmup_steps=warmup_steps, model__lora_rank=lora_rank)
-        at_least(1, model__max_new_tokens=max_new_tokens)
-        Adapters.check(lora_rank, lora_alpha, lora_dropout, lora_targets)
         self.save_hyperparameters()
+        in_ranges(self.hparams, "model")
+        Adapters.check(lora_rank, lora_alpha, lora_dropout, lora_targets)
         self.lm: PreTrainedModel | None = None
         self.curve_metrics = answer_metrics()
         self.curve_likelihood = LikelihoodAccuracy()

@@ -17,8 +17,9 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
-from mmcoref.errors import UserError, at_least
+from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
+from mmcoref.ranges import in_ranges
 from mmcoref.run.checkpoint import CONFIG_KEY, LAST, WINDOW_KEY
 from mmcoref.run.files import link
 from mmcoref.run.folder import run_folder
@@ -49,11 +50,11 @@ class Checkpoints(Checkpoint):
         patience: validations without a better score after which the run ends; by default it runs to its end.
 
     Raises:
-        UserError: a number below 1.
+        UserError: a number out of its range.
     """
 
     def __init__(self, every_n_steps: int | None = None, patience: int | None = None) -> None:
-        at_least(1, checkpoint__every_n_steps=every_n_steps, checkpoint__patience=patience)
+        in_ranges({"every_n_steps": every_n_steps, "patience": patience}, "checkpoint")
         self.every_n_steps = every_n_steps
         self.patience = patience
         self.monitor: str | None = None  # set by `choose_by`; without it nothing is chosen

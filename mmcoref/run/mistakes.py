@@ -51,11 +51,39 @@ def option_sentence(message: str) -> str:
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
     text = re.sub(r"^Parser key \"([^\"]+)\": ?", r"\1: ", text).replace("NoneType", "null")
     text = re.sub(r"(?:typing\.)?Literal\[([^]]*)\]", lambda found: _or(found[1]), text)
-    union = re.search(r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: .*Given value: (.*)$", text)
-    if union:
-        hint = " (a list is written [a, b])" if "list[" in union[1] and not union[2].startswith("[") else ""
-        return f"{text.partition(': ')[0]}: expected {_or(union[1])}, got {union[2]}{hint}"
-    return re.sub(r"Expected an? (.*)\. Got value: (.*)$", r"expected \1, got \2", text)
+    text = re.sub(r"NestedArg\(key='(\w+)', val='([^']*)'\)", r"{\1: \2}", text)
+    union = re.search(r"Does not validate against any of the Union subtypes Subtypes: \[(.*)\] Errors: (.*)Given value: ?(.*)$", text)
+    if union is None:
+        return re.sub(r"Expected an? (.*)\. Got value: ?(.*)$", lambda found: f"expected {found[1]}, got {_given(found[2])}", text)
+    name = text.partition(": ")[0]
+    if problem := _class_problem(union[2]):
+        return f"{name}: {problem}"
+    types = re.sub(r"(?:\w+\.)+(\w+)", r"\1", union[1])
+    hint = " (a list is written [a, b])" if "list[" in types and not union[3].startswith("[") else ""
+    return f"{name}: expected {_or(types)}, got {_given(union[3])}{hint}"
+
+
+def class_sentence(message: str) -> str:
+    """A sentence from the lines in which jsonargparse says why it could not make an object of a class."""
+    text = " ".join(message.split())
+    errors, _, given = text.partition("Given value type:")
+    if problem := _class_problem(errors.partition(" Errors: ")[2] or errors):
+        return problem
+    reason = re.search(r"Errors: - (.*?)(?: - (?:Expected|Not a valid|Problem)|$)", errors)
+    classes = " or ".join(dict.fromkeys(re.findall(r"class_path='([\w.]+)'", given)))
+    return f"{classes or 'a class'} cannot be made: {reason[1].strip() if reason else errors}"
+
+
+def _class_problem(errors: str) -> str:
+    """What is wrong with a class that was named, such as `CSVLogger: Option 'nam' is not accepted`; nothing if nothing is said of one."""
+    found = re.search(
+        r"Problem with given class_path '(?:\w+\.)*(\w+)': (.*?)(?= - (?:Expected|Problem|Not a valid)| Given value|$)", errors
+    )
+    return f"{found[1]}: {found[2].strip()}" if found else ""
+
+
+def _given(value: str) -> str:
+    return {"": "an empty text", "None": "null"}.get(value.strip(), value.strip())
 
 
 def _or(listed: str) -> str:

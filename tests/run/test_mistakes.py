@@ -17,9 +17,8 @@ from mmcoref.run.mistakes import option_sentence
         (["--model.decoding", "foo"], "model.decoding: expected 'greedy', 'constrained' or 'published', got foo"),
         (["--model.lora_targets", "x"], "model.lora_targets: expected list[str] or null, got x (a list is written [a, b])"),
         (["--model.lora_targets", "[[x]]"], "model.lora_targets: expected list[str] or null, got [['x']]"),
-        (["--config", "none.yaml"], "config: File does not exist: "),
-        (["--no_such", "3"], "unrecognized arguments: --no_such 3"),
-        (["--trainer", "{a"], "trainer: Unable to load config '{a'"),
+        (["--no_such", "3"], "--no_such: no such option"),
+        (["--config"], "argument -c/--config: expected one argument"),
     ],
 )
 def test_an_option_that_cannot_be_read(wrong: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +36,7 @@ def test_an_option_that_cannot_be_read(wrong: list[str], sentence: str, capsys: 
         (["--trainer.devices", "4,x"], "trainer.devices: expected auto, a number above 0 or a list such as [0, 1], got 4,x."),
         (["--trainer.precision", "transformer-engine"], "trainer: "),
         (["--trainer.precision", "64-true", "--trainer.strategy", "sharded"], "trainer: The `ModelParallelStrategy` does not support"),
-        (["--trainer.max_epochs", "-5"], "`max_epochs` must be a non-negative integer or -1"),
+        (["--trainer.max_epochs", "-5"], "trainer.max_epochs: expected -1 or more, got -5."),
         (["--trainer.strategy", "no_such"], "trainer.strategy: expected auto, ddp or sharded, got no_such"),
         (["--trainer.gradient_clip_algorithm", "no_such"], "`gradient_clip_algorithm`"),
     ],
