@@ -20,7 +20,7 @@ from mmcoref.model.module import MMCorefModule
 
 def load_model(job: Job) -> PreTrainedModel:
     """The model in fp32 and train mode."""
-    lm: Any = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
+    lm: Any = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32, trust_remote_code=False)
     return lm.to(job.device).train()  # type: ignore[no-any-return]
 
 

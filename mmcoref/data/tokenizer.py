@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mmcoref.data.hub import fetch
+from mmcoref.data.pretrained import read_tokenizer
 from mmcoref.errors import UserError, first_line
 
 TINY, TINY_RANDOM = "tiny", "tiny-random"  # the embedded model, from its shipped backbone or from random weights
@@ -55,8 +56,10 @@ def load_tokenizer(name: str, train_texts: Iterable[str]) -> PreTrainedTokenizer
     if name in TINY_NAMES:
         return train_tokenizer(train_texts)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(fetch(name))
-    except (OSError, ValueError, ImportError) as error:
+        tokenizer = read_tokenizer(fetch(name))
+    except UserError:  # of the hub
+        raise
+    except Exception as error:  # whatever its class makes of hostile or broken files
         raise UserError(f"model.name {name!r}: its tokenizer cannot be loaded: {first_line(error)}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -116,13 +119,23 @@ def pack_tokenizer(tokenizer: PreTrainedTokenizerBase) -> TokenizerFiles:
 
 
 def unpack_tokenizer(files: TokenizerFiles) -> PreTrainedTokenizerBase:
-    """The tokenizer that `pack_tokenizer` packed."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in files.items():
-            path = Path(folder, name)
-            if not path.resolve().is_relative_to(Path(folder).resolve()):
-                raise UserError(f"the checkpoint's tokenizer has a file outside its folder: {name!r}; it is not one of ours.")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, "utf-8")
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    return tokenizer  # type: ignore[no-any-return]
+    """Make the tokenizer that `pack_tokenizer` packed.
+
+    Raises:
+        UserError: it is none of ours.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place).resolve()
+        try:
+            for name, text in files.items():
+                path = (folder / name).resolve()
+                if not path.is_relative_to(folder):
+                    raise UserError(f"the checkpoint's tokenizer has a file outside its folder: {name!r}; it is not one of ours.")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, "utf-8")
+            return read_tokenizer(folder)
+        except UserError:
+            raise
+        except Exception as error:  # whatever its class makes of hostile or broken files
+            reason = first_line(error).replace(str(folder), "it")
+            raise UserError(f"the checkpoint's tokenizer cannot be loaded: {reason}") from None

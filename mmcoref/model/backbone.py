@@ -15,11 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mmcoref.data.hub import fetch
+from mmcoref.data.pretrained import read_config, restored_config
 from mmcoref.data.tokenizer import TINY, TINY_NAMES, pad_token_id
-from mmcoref.errors import UserError, first_line
+from mmcoref.errors import UserError
 from mmcoref.model.adapters import Adapters, add_adapters, freeze
 from mmcoref.model.loading import fill, give_memory, lay_out
 from mmcoref.model.sharding import shard
@@ -104,11 +105,7 @@ def backbone_config(name: str, tokenizer: PreTrainedTokenizerBase | None) -> Pre
     if name in TINY_NAMES:
         assert tokenizer is not None
         return tiny_config(tokenizer)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(fetch(name))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.name {name!r}: its config cannot be read: {first_line(error)}") from None
-    return config
+    return read_config(fetch(name), name)
 
 
 def load_backbone(
@@ -127,7 +124,7 @@ def load_backbone(
     """
     config = backbone_config(name, tokenizer)
     if name in TINY_NAMES:
-        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()  # type: ignore[no-untyped-call]
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).train()  # type: ignore[no-untyped-call]
         if name == TINY and tokenizer is not None:
             transplant(lm, tokenizer, TINY_WEIGHTS)
         return _with_adapters(_placed(lm, place, adapters).to(place.device), adapters)  # type: ignore[arg-type]  # untyped .to()
@@ -139,7 +136,7 @@ def load_backbone(
 
 def build_backbone(config: dict[str, Any], place: Place = HERE, adapters: Adapters | None = None) -> PreTrainedModel:
     """A model of this shape, without values: its weights are still to come from a checkpoint."""
-    lm = _placed(lay_out(AutoConfig.for_model(**config)), place, adapters)
+    lm = _placed(lay_out(restored_config(config)), place, adapters)
     give_memory(lm, place.device)
     return _with_adapters(lm, adapters)
 

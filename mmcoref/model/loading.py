@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,7 @@ def lay_out(config: PretrainedConfig) -> PreTrainedModel:
     transformers hands models out in eval mode and Lightning leaves them so, which turns gradient checkpointing and dropout off.
     """
     with torch.device("meta"):
-        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        lm: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
     lm.train()
     return lm
 
@@ -62,6 +63,8 @@ def fill(lm: PreTrainedModel, folder: Path) -> None:
     Raises:
         UserError: the folder holds no causal language model, or one of another shape.
     """
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: holds an adapter, which is not read: merge it into its model, or remove adapter_config.json.")
     saved = lm.state_dict().keys()
     wanted = dict(lm.named_parameters()) | {name: buffer for name, buffer in lm.named_buffers() if name in saved}
     with ExitStack() as opened:
@@ -96,8 +99,13 @@ def _open(folder: Path, opened: ExitStack) -> dict[str, Callable[[str], Any]]:
 def _converted(folder: Path) -> dict[str, Tensor]:
     """A folder's weights as transformers loads them: a whole copy in the memory of each process."""
     try:
-        lm = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError, RuntimeError) as error:
+        lm = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+    except pickle.UnpicklingError:  # its text advises to run what was refused "if you trust the source"
+        raise UserError(
+            f"model.name {str(folder)!r}: its pytorch_model.bin is broken, or holds objects that could run code: it was not read; "
+            "choose a copy in safetensors."
+        ) from None
+    except Exception as error:  # whatever transformers makes of hostile or broken files
         raise UserError(f"model.name {str(folder)!r}: cannot be loaded as a causal language model: {first_line(error)}") from None
     return dict(lm.state_dict())
 

@@ -13,12 +13,13 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torchmetrics import MetricCollection
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from mmcoref.data.batch import EvalBatch, TrainBatch
 from mmcoref.data.hub import fetch
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.order import FILE_ORDER, Permutations
+from mmcoref.data.pretrained import restored_config
 from mmcoref.data.sampler import global_seed
 from mmcoref.data.tokenizer import TINY, TINY_NAMES, pack_tokenizer
 from mmcoref.errors import UserError
@@ -138,7 +139,7 @@ class MMCorefModule(pl.LightningModule):
     def shape_config(self, data: MMCorefDataModule) -> PretrainedConfig:
         """The model's shape, known as soon as the data are read, before any weights are loaded."""
         if self._backbone_config is not None:
-            return AutoConfig.for_model(**self._backbone_config)
+            return restored_config(self._backbone_config)
         return backbone_config(self.hparams["name"], data.tokenizer)
 
     def configure_model(self) -> None:

@@ -164,7 +164,7 @@ def shape_of(config: PretrainedConfig, lora_rank: int = 0, lora_targets: Sequenc
         lora_targets: last names of the linear layers that get one; by default every linear layer of the blocks has one.
     """
     with torch.device("meta"):
-        lm: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        lm: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     blocks = _blocks(lm)
     embedding, head = lm.get_input_embeddings().weight, lm.get_output_embeddings().weight
     mlp = last_mlp(lm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from mmcoref.model.module import MMCorefModule
 from mmcoref.model.optim import Schedule
 from mmcoref.run.files import kept, link, meta_of, read_file, read_folder
 from mmcoref.run.folder import VERSION, versions
+
+log = logging.getLogger(__name__)
 
 CONFIG_KEY = "mmcoref_config"
 WINDOW_KEY = "mmcoref_window"
@@ -54,6 +57,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         The folder of a sharded run is put together in memory.
         """
         return read_folder(Path(path), training=self.training) if Path(path).is_dir() else read_file(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint that a better one replaces.
+
+        A resumed checkpoint says which one that is, and could name any folder of the user's: Lightning sees that it begins
+        with the run's folder, or is no local file, and removes it.
+        """
+        if ".." in Path(path).parts or "::" in str(path) or "://" in str(path):
+            log.warning("%s: not removed, as no checkpoint of a run has such a name", path)
+        else:
+            super().remove_checkpoint(path)
 
 
 @dataclass(frozen=True)

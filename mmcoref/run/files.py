@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.load import _METADATA_FILENAME, _load_distributed_checkpoint
+from lightning.fabric.utilities.load import _METADATA_FILENAME
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from mmcoref.atomic import sync, temporary_of
 from mmcoref.errors import UserError, first_line
+from mmcoref.run.sharded_folder import METADATA, read_optimizer_states, read_weights
 
-_WEIGHTS = "state_dict."  # what the names of a sharded run's weights begin with
+# torch's own message advises to run what was refused "if you trust the source".
+_HOSTILE = "holds objects that no checkpoint needs and that could run code: they were not read; do not use this checkpoint."
 _UNREADABLE = "is not a whole checkpoint (an interrupted copy, or another kind of file); choose another with --ckpt_path"
 
 
@@ -29,6 +29,8 @@ def kept(target: Path) -> str:
 
 def cannot_read(path: Path, error: BaseException) -> UserError:
     """What to say of a checkpoint that torch could not read."""
+    if isinstance(cause(error), pickle.UnpicklingError) and "eights only load failed" in str(cause(error)):
+        return UserError(f"{path}: {_HOSTILE}")
     return UserError(f"{path}: {_UNREADABLE}. ({reason(error)})")
 
 
@@ -51,29 +53,14 @@ def read_folder(folder: Path, *, training: bool) -> dict[str, Any]:
     """
     checkpoint = read_file(meta_of(folder))
     try:
-        known = FileSystemReader(folder).read_metadata().state_dict_metadata
-        weights = {
-            name.removeprefix(_WEIGHTS): torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in known.items()
-            if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
-        }
-        load({_WEIGHTS[:-1]: weights}, storage_reader=FileSystemReader(folder), no_dist=True)
+        checkpoint["state_dict"] = read_weights(folder)
         if training:
-            checkpoint["optimizer_states"] = _optimizer_states(folder)
+            checkpoint["optimizer_states"] = read_optimizer_states(folder)
+    except UserError:
+        raise
     except (Exception, CheckpointException) as error:  # whatever torch makes of broken files
         raise cannot_read(folder, error) from None
-    return checkpoint | {"state_dict": weights}
-
-
-def _optimizer_states(folder: Path) -> list[dict[str, Any]]:
-    """Optimizer states by number of parameter, in the order of their groups, from states by name."""
-    stored: dict[str, Any] = _load_distributed_checkpoint(folder)
-    states: list[dict[str, Any]] = []
-    while (state := stored.get(f"optimizer_{len(states)}")) is not None:
-        number = {name: i for i, name in enumerate(name for group in state["param_groups"] for name in group["params"])}
-        groups = [{**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]]
-        states.append({"state": {number[name]: values for name, values in state["state"].items()}, "param_groups": groups})
-    return states
+    return checkpoint
 
 
 def meta_of(folder: Path) -> Path:
@@ -82,7 +69,7 @@ def meta_of(folder: Path) -> Path:
     Raises:
         UserError: the folder holds no such checkpoint, or not all of it.
     """
-    if not (folder / ".metadata").is_file():  # written last, by the first process
+    if not (folder / METADATA).is_file():  # written last, by the first process
         raise UserError(
             f"{folder}: expected a checkpoint, got a folder without one; name what is in it, such as {folder}/checkpoints/last.ckpt."
         )

@@ -10,9 +10,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig
 
 from mmcoref.data.module import MMCorefDataModule
+from mmcoref.data.pretrained import read_config
 from mmcoref.errors import UserError
 from mmcoref.model import limits, windows
 from mmcoref.model.capacity import machine_memory
@@ -71,9 +72,10 @@ def known_config(name: str) -> PretrainedConfig | None:
     """A model's config, where no hub has to be asked for it: of a folder, or one of the published models."""
     if name in PUBLISHED_SHAPES:
         return LlamaConfig(**PUBLISHED_SHAPES[name])
+    folder = Path(name).expanduser()
     try:
-        return AutoConfig.from_pretrained(Path(name).expanduser()) if Path(name).expanduser().is_dir() else None
-    except (OSError, ValueError):
+        return read_config(folder, name) if folder.is_dir() else None
+    except UserError:
         return None  # told when it is loaded
 
 

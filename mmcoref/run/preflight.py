@@ -20,10 +20,10 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import AutoConfig
 
 from mmcoref.atomic import remove_abandoned
 from mmcoref.data.module import MMCorefDataModule
+from mmcoref.data.pretrained import read_config
 from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError, first_line
 from mmcoref.model.memory import Shape
@@ -48,21 +48,23 @@ def check_model(name: str) -> Any:
         return None
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        _check_hub(name)
+        folder = _check_hub(name)
     elif not (folder / "config.json").is_file():
         raise UserError(f"model.name {name}: expected a folder with config.json, weights and a tokenizer, found no config.json in it.")
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.name {name}: its config cannot be read: {first_line(error)}") from None
+    return read_config(folder, name)
 
 
-def _check_hub(name: str) -> None:
+def _check_hub(name: str) -> Path:
+    """Fetch a repository's config, and say where it is.
+
+    Raises:
+        UserError: no such repository, no access, or no network and nothing in the cache.
+    """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"model.name {name!r}: no such folder, and not a hub name either (owner/model), nor `tiny`.")
     page = f"{constants.ENDPOINT}/{name}"
     try:
-        hf_hub_download(name, "config.json")
+        return Path(hf_hub_download(name, "config.json")).parent
     except GatedRepoError:
         raise UserError(
             f"model.name {name}: its licence must be accepted first: open {page}, accept it, then log in with `hf auth login` "

@@ -8,10 +8,17 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from mmcoref.atomic import cannot_write, temporary_of
 from mmcoref.errors import UserError
-from mmcoref.run.files import cannot_read, cause, kept, replace
+from mmcoref.run.files import cannot_read, cause, kept, meta_of, read_file, replace
+from mmcoref.run.sharded_folder import load_into
 
 SHARDED = "sharded"
 
@@ -34,15 +41,32 @@ class ShardedStrategy(ModelParallelStrategy):
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads this process's parts.
+        """Reads this process's parts; nothing that the checkpoint holds is run, whatever `weights_only` says.
 
         Raises:
             UserError: the checkpoint is not whole.
         """
         try:
-            return super().load_checkpoint(checkpoint_path, weights_only)
-        except (OSError, RuntimeError, CheckpointException) as error:
+            path = Path(self.broadcast(str(checkpoint_path)))
+            return self._load_folder(path) if path.is_dir() else super().load_checkpoint(path, weights_only=True)
+        except UserError:
+            raise
+        except (Exception, CheckpointException) as error:  # whatever torch makes of hostile or broken files
             raise cannot_read(Path(checkpoint_path), error) from error
+
+    def _load_folder(self, folder: Path) -> dict[str, Any]:
+        model, lightning_module = self.model, self.lightning_module
+        assert model is not None
+        assert lightning_module is not None
+        weights = {"state_dict": get_model_state_dict(model)}
+        load_into(weights, folder)
+        model.load_state_dict(weights["state_dict"], strict=lightning_module.strict_loading)
+        for number, optimizer in enumerate(self.optimizers):
+            name = f"optimizer_{number}"
+            state = {name: get_optimizer_state_dict(model, optimizer)}
+            load_into(state, folder)
+            set_optimizer_state_dict(model, optimizer, optim_state_dict=state[name], options=StateDictOptions(cpu_offload=True))
+        return read_file(meta_of(folder))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Writes a neighbouring folder, and renames it when all processes are done.

@@ -12,17 +12,18 @@ from typing import Any
 import numpy
 from huggingface_hub import constants, snapshot_download
 from rich.console import Console
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from mmcoref.data.encode import Encoder
 from mmcoref.data.file import read_records
 from mmcoref.data.module import SAMPLE, MMCorefDataModule
+from mmcoref.data.pretrained import read_config
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.record import Option, Record
 from mmcoref.data.sample import sample_records
 from mmcoref.data.split import split_records
 from mmcoref.data.tokenizer import TINY_NAMES, load_tokenizer
-from mmcoref.errors import UserError, first_line
+from mmcoref.errors import UserError
 from mmcoref.model.backbone import tiny_config
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES
 from mmcoref.model.module import MMCorefModule
@@ -133,10 +134,7 @@ def _model(name: str, records: Sequence[Record] | None) -> tuple[PretrainedConfi
             f"model.name {name}: no folder with a config.json, and not in the cache ({constants.HF_HUB_CACHE}); plan downloads nothing: "
             f"`hf download {name} config.json` does."
         )
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.name {name}: its config cannot be read: {first_line(error)}") from None
+    config = read_config(folder, name)
     has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
     return config, load_tokenizer(str(folder), ()) if has_tokenizer else None
 
