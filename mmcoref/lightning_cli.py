@@ -24,7 +24,7 @@ from mmcoref.run import announce, holding, preflight, resume
 from mmcoref.run.callbacks import Checkpoints, StoredConfig, TimeLimit
 from mmcoref.run.checkpoint import AtomicCheckpointIO, Stored, carry_best, find_last, read_stored
 from mmcoref.run.ending import part
-from mmcoref.run.folder import RunFolder, is_first_process, run_folder_under, share_version
+from mmcoref.run.folder import RunFolder, is_first_process, only_writer, run_folder_under, share_version
 from mmcoref.run.mistakes import of_the_trainer, told_in_one_sentence
 from mmcoref.run.options import OptionParser
 from mmcoref.run.progress import PlainProgress
@@ -191,6 +191,8 @@ class MMCorefCLI(LightningCLI):
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the first process of a machine checks for all
             self._check_machine(self._settings)
         self.folder = self._claim_folder(self.subcommand)
+        if self.subcommand == "fit":
+            self._at_end.enter_context(only_writer(self.folder))
         share_version(self.config[self.subcommand].trainer.logger, self.folder.name)
 
     def _check_machine(self, settings: dict[str, Any]) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
+from mmcoref.errors import UserError
+
 VERSION = re.compile(r"version_(\d+)")
-_CLAIMED = "MMCOREF_RUN_FOLDER"  # tells the processes that a run starts which folder its first one has claimed
+# These tell the processes that a run starts which folder its first one has claimed, and that it holds the lock.
+_CLAIMED, _WRITES = "MMCOREF_RUN_FOLDER", "MMCOREF_LOCKED_FOLDER"
 
 
 def versions(root: Path) -> list[tuple[int, Path]]:
@@ -46,6 +50,37 @@ def run_folder_under(root: Path) -> Iterator[Path]:
             folder.rmdir()
             if made:
                 root.rmdir()
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other training runs out of a run's folder while the `with` block lasts; a process that ends, however, gives it free.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    if not is_first_process() or os.environ.get(_WRITES) == str(folder):
+        yield
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{folder}: another process is training this run; wait for its end, or stop it, or start a run of its own with "
+            "--trainer.default_root_dir."
+        ) from None
+    except (OSError, NotImplementedError):  # a disk that knows no locks
+        yield
+        return
+    os.environ[_WRITES] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(_WRITES, None)
+        lock.release()
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
 
 
 def is_first_process() -> bool:

@@ -6,7 +6,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mmcoref.run.folder import run_folder_under, typed, versions
+import pytest
+
+from mmcoref.errors import UserError
+from mmcoref.run.folder import only_writer, run_folder_under, typed, versions
 
 
 def test_runs_that_start_together_get_different_folders(tmp_path: Path) -> None:
@@ -48,3 +51,15 @@ def test_a_path_is_shown_as_it_is_typed_from_here(tmp_path: Path) -> None:
     assert typed(Path("a/b.ckpt")) == "a/b.ckpt"
     assert typed(tmp_path / "a b.ckpt") == "'a b.ckpt'"  # tests run in tmp_path
     assert typed(Path("/elsewhere/last.ckpt")) == "/elsewhere/last.ckpt"
+
+
+def test_two_processes_do_not_train_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with only_writer(tmp_path):
+        with only_writer(tmp_path):  # a process of the same run
+            pass
+        monkeypatch.delenv("MMCOREF_LOCKED_FOLDER")
+        with pytest.raises(UserError, match="another process is training this run"), only_writer(tmp_path):
+            pass
+    with only_writer(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
