@@ -6,14 +6,23 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from mmcoref import __version__
 from mmcoref.errors import USER_ERROR_EXIT, Stopped, UserError
+from mmcoref.run import launchers, slurm
 from mmcoref.run.ending import leave
+from mmcoref.run.peers import PEERS
+from mmcoref.run.signals import NOTICE, SIGNALS
 from mmcoref.text import PrintableFormatter, printable
+
+log = logging.getLogger(__name__)
+
+_OTHERS_SECONDS = 60.0  # for the other processes of this machine to end after a run that is done
+_OTHERS_SECONDS_FAILED = 3.0  # after one that is not
 
 _TRAINER_PROGRAMS = {
     "fit": "train a model on the train records",
@@ -39,15 +48,21 @@ programs:
 
 
 def command() -> NoReturn:
-    """The `mmcoref` command as a process of its own."""
-    leave(main())
+    """Run the `mmcoref` command as a process of its own."""
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()  # a defect of ours; an ordinary end of the process might wait for others
+        code = 1
+    leave(code)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one program and returns its exit code.
+    """Run one program and return its exit code.
 
-    0; 1 where `audit` finds what training would refuse, or `plan` what would not fit; 2 for a mistake of the user's, told in
-    one message; 130 or 143 where a fit was told to stop and has saved its checkpoint; 141 where nobody reads the output any more.
+    0; 1 if `audit` finds what training would refuse, `plan` what would not fit, or another process of the run has
+    died; 2 for a user's mistake, reported in one message; 128 and its number for a signal (130 Ctrl-C, 143 SIGTERM, 129
+    SIGHUP, 138 Slurm's notice); 141 if the output's reader is gone.
 
     Args:
         args: the command line after the program's name; by default the process's own.
@@ -59,26 +74,33 @@ def main(args: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"mmcoref {__version__}")
         return 0
-    _configure_logging()
+    first = launchers.is_first()
+    _configure_logging(first=first)
+    notice = argv[0] in _TRAINER_PROGRAMS and slurm.in_job()
+    with SIGNALS.taken(first=first, notice=notice, to_the_end=args is None):
+        SIGNALS.at_end = [PEERS.kill]
+        PEERS.watch_leader()
+        code = None
+        try:
+            code = _reported(argv)
+        finally:
+            # The others end by themselves if all is well; after a failure they may wait for this process for ever.
+            failed = PEERS.close(_OTHERS_SECONDS if code == 0 else _OTHERS_SECONDS_FAILED)
+        if code == 0 and failed is not None:
+            print(f"mmcoref: error: {failed[0]}.", file=sys.stderr)
+            return failed[1]
+        if code == 0 and SIGNALS.received not in (0, NOTICE):
+            log.info("%s came when all was done and written", signal.Signals(SIGNALS.received).name)
+            return 128 + SIGNALS.received
+        if code == 128 + NOTICE and argv[0] == "fit" and first and slurm.wanted:
+            slurm.requeue()
+        return code
+
+
+def _reported(argv: Sequence[str]) -> int:
+    """Run a program, report its end in one message, and return the exit code."""
     try:
-        if argv[0] == "sample":
-            _sample(argv[1:])
-        elif argv[0] == "audit":
-            from mmcoref.tools import audit
-
-            return audit.main(argv[1:])
-        elif argv[0] == "compare":
-            from mmcoref.tools import compare
-
-            return compare.main(argv[1:])
-        elif argv[0] == "plan":
-            return _plan(argv[1:])
-        elif argv[0] in _TRAINER_PROGRAMS:
-            from mmcoref.lightning_cli import run
-
-            run(argv)
-        else:
-            raise UserError(f"{argv[0]!r}: no such program; there are {', '.join(_TRAINER_PROGRAMS | _OTHER_PROGRAMS)}.")
+        return _run(argv)
     except UserError as error:
         print(f"mmcoref: error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT
@@ -86,8 +108,35 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Stopped as stopped:
-        logging.getLogger(__name__).info("%s", stopped)
+        log.info("%s: %s", signal.Signals(stopped.exit_code - 128).name, stopped)
         return stopped.exit_code
+    except Exception as error:
+        explained = PEERS.explained(error)
+        if explained is None:
+            raise
+        print(f"mmcoref: error: {explained}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: Sequence[str]) -> int:
+    if argv[0] == "sample":
+        _sample(argv[1:])
+    elif argv[0] == "audit":
+        from mmcoref.tools import audit
+
+        return audit.main(argv[1:])
+    elif argv[0] == "compare":
+        from mmcoref.tools import compare
+
+        return compare.main(argv[1:])
+    elif argv[0] == "plan":
+        return _plan(argv[1:])
+    elif argv[0] in _TRAINER_PROGRAMS:
+        from mmcoref.lightning_cli import run
+
+        run(argv)
+    else:
+        raise UserError(f"{argv[0]!r}: no such program; there are {', '.join(_TRAINER_PROGRAMS | _OTHER_PROGRAMS)}.")
     return 0
 
 
@@ -123,12 +172,11 @@ def _plan(argv: Sequence[str]) -> int:
     return plan.run(fit_settings(others), gpu_memory=options.gpu_memory)
 
 
-def _configure_logging() -> None:
-    """Our messages on standard error, from the first process only; of the others only errors."""
-    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+def _configure_logging(*, first: bool) -> None:
+    """Print our messages on standard error, from the first process only; of the others only errors."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logger = logging.getLogger("mmcoref")
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.INFO if rank == "0" else logging.ERROR)
+    logger.setLevel(logging.INFO if first else logging.ERROR)

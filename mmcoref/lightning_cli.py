@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,8 +22,10 @@ from mmcoref.model.module import MMCorefModule
 from mmcoref.run import announce, holding, preflight, resume
 from mmcoref.run.callbacks import Checkpoints, StoredConfig, TimeLimit
 from mmcoref.run.checkpoint import AtomicCheckpointIO, Stored, carry_best, find_last, read_stored
-from mmcoref.run.ending import part
+from mmcoref.run.ending import parting
 from mmcoref.run.folder import RunFolder, is_first_process, only_writer, run_folder_under, share_version
+from mmcoref.run.launchers import is_first_here
+from mmcoref.run.launching import take_over
 from mmcoref.run.mistakes import of_the_trainer, told_in_one_sentence
 from mmcoref.run.options import OptionParser
 from mmcoref.run.progress import PlainProgress
@@ -187,8 +188,8 @@ class MMCorefCLI(LightningCLI):
         assert self.subcommand is not None
         self._settings = self._plain(self.subcommand)
         check_trainer(self._settings["trainer"])
-        preflight.check_torchrun(self._settings["trainer"])
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the first process of a machine checks for all
+        preflight.check_processes(self._settings["trainer"])
+        if is_first_here():  # the first process of a machine checks for all
             self._check_machine(self._settings)
         self.folder = self._claim_folder(self.subcommand)
         if self.subcommand == "fit":
@@ -232,7 +233,9 @@ class MMCorefCLI(LightningCLI):
             if trainer["max_time"] is not None:
                 callbacks.append(TimeLimit(trainer["max_time"]))
                 kwargs["max_time"] = None
-            return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+            made = super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        take_over(made)
+        return made
 
     def _logger(self) -> TensorBoardLogger:
         """Make the TensorBoard logger of the run's folder; a resumed run replaces the curves after its checkpoint."""
@@ -293,11 +296,8 @@ def run(argv: Sequence[str]) -> None:
         UserError: a mistake of the user's.
     """
     quiet()
-    try:
-        with told_in_one_sentence(argv[0]), ExitStack() as at_end:
-            MMCorefCLI(argv, at_end)
-    finally:
-        part()
+    with parting(), told_in_one_sentence(argv[0]), ExitStack() as at_end:
+        MMCorefCLI(argv, at_end)
 
 
 def fit_settings(argv: Sequence[str]) -> dict[str, Any]:

@@ -157,7 +157,8 @@ def test_what_is_wrong_around_a_run_is_told_before_anything_is_read(
     (tmp_path / "file").touch()
     said = refused(capsys, "test", *arguments, "--trainer.default_root_dir", str(tmp_path / "file"))
     assert "no run can be written there" in said
-    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+    started = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    for name, value in started.items():
         monkeypatch.setenv(name, value)
     assert "torchrun has started 2 processes" in refused(capsys, "fit", *arguments)
 
@@ -389,8 +390,8 @@ def test_a_resumed_run_ends_in_the_same_weights_bit_for_bit(
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("at", [1, 2])  # in an epoch's middle, at its last step
+# In an epoch's middle, at its last step.
+@pytest.mark.parametrize(("number", "code", "at"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2)])
 def test_a_run_told_to_stop_saves_and_goes_on_bit_for_bit(
     arguments: list[str], number: int, code: int, at: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

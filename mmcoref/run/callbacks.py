@@ -17,9 +17,11 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 
+from mmcoref.atomic import write_text
 from mmcoref.errors import UserError
 from mmcoref.model.module import MMCorefModule
 from mmcoref.ranges import in_ranges
+from mmcoref.run import slurm
 from mmcoref.run.checkpoint import CONFIG_KEY, LAST, WINDOW_KEY
 from mmcoref.run.files import link
 from mmcoref.run.folder import run_folder
@@ -48,15 +50,17 @@ class Checkpoints(Checkpoint):
     Args:
         every_n_steps: optimizer steps between saves within an epoch; by default none.
         patience: validations without a better score after which the run ends; by default it runs to its end.
+        requeue: whether Slurm is asked to run the job again when its notice (SIGUSR1) has stopped the run.
 
     Raises:
         UserError: a number out of its range.
     """
 
-    def __init__(self, every_n_steps: int | None = None, patience: int | None = None) -> None:
+    def __init__(self, every_n_steps: int | None = None, patience: int | None = None, requeue: bool = True) -> None:
         in_ranges({"every_n_steps": every_n_steps, "patience": patience}, "checkpoint")
         self.every_n_steps = every_n_steps
         self.patience = patience
+        slurm.wanted = requeue
         self.monitor: str | None = None  # set by `choose_by`; without it nothing is chosen
         self.scores: list[Score] = []
         self.saved_step: int | None = None  # of this process's newest checkpoint
@@ -205,10 +209,8 @@ class StoredConfig(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write `config.yaml`, on the first process."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = run_folder(trainer)
-            folder.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False)
-            (folder / "config.yaml").write_text(text, "utf-8")
+            write_text(run_folder(trainer) / "config.yaml", text)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add them, with what the run has decided itself."""

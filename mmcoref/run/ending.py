@@ -7,13 +7,31 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 _one_of_several = False
 
 
+@contextmanager
+def parting() -> Iterator[None]:
+    """End this process's groups after the block, if it is in any.
+
+    After a failure the other processes may be gone, or wait for this one: a group that would ask them is left as it is.
+    """
+    from torch import distributed
+
+    global _one_of_several
+    try:
+        yield
+    finally:
+        _one_of_several = _one_of_several or distributed.is_initialized()
+    part()
+
+
 def part() -> None:
-    """Ends this process's groups, if it is in any."""
+    """End this process's groups, if it is in any."""
     from torch import distributed
 
     global _one_of_several

@@ -12,9 +12,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_only
 
 from mmcoref.errors import UserError
+from mmcoref.run.launchers import is_first
 
 VERSION = re.compile(r"version_(\d+)")
 # These tell the processes that a run starts which folder its first one has claimed, and that it holds the lock.
@@ -85,7 +85,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 def is_first_process() -> bool:
     """Whether this process is the first of its run, as its launcher's variables say before the processes have met."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+    return is_first()
 
 
 def _claim(root: Path) -> Path:

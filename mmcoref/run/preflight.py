@@ -28,6 +28,7 @@ from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError, first_line
 from mmcoref.model.memory import Shape
 from mmcoref.run.checkpoint import Stored
+from mmcoref.run.launchers import check_launcher
 from mmcoref.run.terms import processes
 
 log = logging.getLogger(__name__)
@@ -91,19 +92,14 @@ def checkpoint_bytes(shape: Shape, name: str) -> int:
     return 4 * (shape.trainable if alone else shape.parameters) + 8 * shape.trainable
 
 
-def check_torchrun(trainer: Mapping[str, Any]) -> None:
-    """Whether the processes that torchrun has started are those that the settings ask for: others would each run by themselves.
+def check_processes(trainer: Mapping[str, Any]) -> None:
+    """Check that the processes which a launcher has started are those that the settings ask for.
 
     Raises:
         UserError: they are not.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or (started := int(os.environ["WORLD_SIZE"])) == processes(trainer):
-        return
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    raise UserError(
-        f"torchrun has started {started} processes, {here} on this machine, and the settings ask for {processes(trainer)}: use "
-        f"--trainer.devices {here} --trainer.num_nodes {started // here}."
-    )
+    nodes = int(trainer["num_nodes"])
+    check_launcher(processes(trainer) // nodes, nodes)
 
 
 def check_window(stored: Stored | None, data: MMCorefDataModule, trainer: pl.Trainer) -> None:

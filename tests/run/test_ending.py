@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from torch import distributed
 
 from mmcoref import cli
-from mmcoref.run import ending
+from mmcoref.errors import Stopped
+from mmcoref.run import ending, slurm
+from mmcoref.run.signals import SIGNALS
 
 _ROOT = Path(__file__).parent.parent.parent
 # The groups are still referred to, as a device mesh refers to them. The first process's are done with when it has parted already: their
@@ -42,7 +46,9 @@ leave(int(distributed.is_initialized()) + 3)
 """
 _WITH_SOMETHING_LEFT_TO_DO = """
 import atexit, sys, threading, time
-from mmcoref.run import ending
+from mmcoref.errors import Stopped
+from mmcoref.run import ending, slurm
+from mmcoref.run.signals import SIGNALS
 
 ending._one_of_several = True
 atexit.register(print, "exit handler", end="")
@@ -101,3 +107,74 @@ def test_a_process_of_its_own_ends_as_python_does(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit) as ended:
         ending.leave(2)
     assert ended.value.code == 2
+
+
+def _ends(monkeypatch: pytest.MonkeyPatch, program: str, run: Callable[[], int]) -> int:
+    """The exit code of a command whose program does that."""
+    monkeypatch.setattr(cli, "_run", lambda argv: run())
+    return cli.main([program])
+
+
+def test_a_signal_after_the_last_batch_keeps_what_is_written_and_stops_what_comes_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> int:
+        SIGNALS.hold("after this batch")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert _ends(monkeypatch, "test", run) == 143
+    assert "SIGTERM came when all was done and written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "stops", "wanted", "code", "requeues"),
+    [("fit", True, True, 138, 1), ("fit", True, False, 138, 0), ("fit", False, True, 0, 0), ("test", True, True, 138, 0)],
+)
+def test_slurms_notice_requeues_a_fit_that_it_has_stopped(
+    monkeypatch: pytest.MonkeyPatch, program: str, stops: bool, wanted: bool, code: int, requeues: int
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setattr(slurm, "requeue", lambda: asked.append(True))
+    monkeypatch.setattr(slurm, "wanted", wanted)
+
+    def run() -> int:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if stops:
+            raise Stopped("stopped at step 3", signal.SIGUSR1)
+        return 0
+
+    assert _ends(monkeypatch, program, run) == code
+    assert len(asked) == requeues
+
+
+def test_a_process_that_fails_at_the_end_fails_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli.PEERS, "close", lambda seconds: ("process 1 of 2 (number 7) ended with exit code 1", 1))
+    assert _ends(monkeypatch, "test", lambda: 0) == 1
+    assert capsys.readouterr().err == "mmcoref: error: process 1 of 2 (number 7) ended with exit code 1.\n"
+    assert _ends(monkeypatch, "test", lambda: 2) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_lost_connection_is_one_sentence_and_any_other_error_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(message: str) -> Callable[[], int]:
+        def run() -> int:
+            raise RuntimeError(message)
+
+        return run
+
+    assert _ends(monkeypatch, "test", fails("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4711")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("mmcoref: error: the connection to another process of this run is lost")
+    assert said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="shapes"):
+        _ends(monkeypatch, "test", fails("shapes do not match"))
+    left: list[int] = []
+    monkeypatch.setattr(cli, "leave", left.append)
+    monkeypatch.setattr(cli, "main", fails("shapes do not match"))
+    cli.command()
+    assert left == [1]
+    assert "RuntimeError: shapes do not match" in capsys.readouterr().err
