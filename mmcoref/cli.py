@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import traceback
@@ -15,6 +14,7 @@ from mmcoref import __version__
 from mmcoref.errors import USER_ERROR_EXIT, Stopped, UserError
 from mmcoref.run import launchers, slurm
 from mmcoref.run.ending import leave
+from mmcoref.run.output import broken_pipe, end_outputs, protect_outputs
 from mmcoref.run.peers import PEERS
 from mmcoref.run.signals import NOTICE, SIGNALS
 from mmcoref.text import PrintableFormatter, printable
@@ -44,25 +44,29 @@ programs:
 {"".join(f"  {name:<10}{text}" + chr(10) for name, text in (_TRAINER_PROGRAMS | _OTHER_PROGRAMS).items())}\
 
 `mmcoref <program> --help` lists the options of one. `mmcoref --version` prints the version.
+Exit codes: 0; 1 if `audit` finds what training refuses, `plan` what does not fit, or a process of the run has died; 2 for a
+mistake that is reported in one message, or an output that cannot be written; 128 and its number for a signal; 141 if nobody
+reads the output.
 """
 
 
 def command() -> NoReturn:
     """Run the `mmcoref` command as a process of its own."""
+    protect_outputs()
     try:
         code = main()
     except Exception:
         traceback.print_exc()  # a defect of ours; an ordinary end of the process might wait for others
         code = 1
-    leave(code)
+    leave(end_outputs(code))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one program and return its exit code.
 
     0; 1 if `audit` finds what training would refuse, `plan` what would not fit, or another process of the run has
-    died; 2 for a user's mistake, reported in one message; 128 and its number for a signal (130 Ctrl-C, 143 SIGTERM, 129
-    SIGHUP, 138 Slurm's notice); 141 if the output's reader is gone.
+    died; 2 for a user's mistake, reported in one message, or an output that cannot be written; 128 and its number for a
+    signal (130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 Slurm's notice); 141 if the output's reader is gone.
 
     Args:
         args: the command line after the program's name; by default the process's own.
@@ -105,8 +109,7 @@ def _reported(argv: Sequence[str]) -> int:
         print(f"mmcoref: error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT
     except BrokenPipeError:  # `mmcoref audit FILE | head`: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return broken_pipe()
     except Stopped as stopped:
         log.info("%s: %s", signal.Signals(stopped.exit_code - 128).name, stopped)
         return stopped.exit_code
@@ -131,6 +134,8 @@ def _run(argv: Sequence[str]) -> int:
         return compare.main(argv[1:])
     elif argv[0] == "plan":
         return _plan(argv[1:])
+    elif argv[0].startswith("-"):
+        raise UserError(f"{argv[0]}: options come after the program, such as in `mmcoref fit {argv[0]} …`; got it before one.")
     elif argv[0] in _TRAINER_PROGRAMS:
         from mmcoref.lightning_cli import run
 

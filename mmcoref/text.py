@@ -76,4 +76,8 @@ def plain_console(**options: Any) -> Console:
     """
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False, **options)
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:  # it would end the process with exit code 1
+            raise  # the error that is being handled
+
+    return PlainConsole(markup=False, emoji=False, highlight=False, **options)

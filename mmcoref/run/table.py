@@ -11,6 +11,7 @@ from rich.text import Text
 
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.report import BY_SCORE, HONEST, PUBLISHED_RULES
+from mmcoref.run.narrow import print_table
 from mmcoref.text import plain_console, printable
 
 _SAID = {
@@ -27,7 +28,7 @@ def print_scores(record: dict[str, Any], folder: Path) -> None:
     title = f"{printable(folder)}: {record['stage']}, {record['decoding']} decoding, n = {record['n']}{partial}"
     table = Table(title=Text(title), title_justify="left")
     for heading in ("", "k", "share", "95 % Wilson", "95 % by clusters"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
+        table.add_column(heading, justify="right" if heading else "left")
     names = list(dict.fromkeys([*record["headline"], *HONEST, *PUBLISHED_RULES, *BY_SCORE]))
     for name in names:
         score = record["metrics"][name]
@@ -38,11 +39,11 @@ def print_scores(record: dict[str, Any], folder: Path) -> None:
         for level in ("object", "photo"):
             if floor[level] is not None:
                 name = floor["name"] if floor["name"].startswith(level) else f"{level}, {floor['name']}"
-                table.add_row(name, str(floor[level]), f"{floor[level] / floor['n']:.3f}", "no model", "")
+                table.add_row(f"{name} (no model)", str(floor[level]), f"{floor[level] / floor['n']:.3f}", "", "")
     console = plain_console()
     if not console.is_terminal:
         console.width = max(console.width, 110)  # a log's lines have no edge
-    console.print(table)
+    print_table(console, table)
     for line in _sentences(record):
         console.print(printable(line), soft_wrap=True)
 

@@ -65,11 +65,10 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(asdict(report), indent=2))  # in ASCII: a message may quote half a surrogate pair
     else:
-        from rich.console import Console
-
+        from mmcoref.text import plain_console
         from mmcoref.tools.audit_table import show
 
-        show(report, Console())
+        show(report, plain_console())
     return REFUSED_EXIT if report.refusals else 0
 
 

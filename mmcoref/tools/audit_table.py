@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmcoref.data.record import LETTERS
+from mmcoref.run.narrow import print_table
 from mmcoref.text import printable
 from mmcoref.tools.audit import Report
 from mmcoref.tools.audit_checks import Audit, Finding, Part
@@ -24,11 +25,11 @@ def show(report: Report, console: Console) -> None:
     found = report.audit
     if found:
         parts = [part for part in found.parts if part.records]
-        console.print(_records(found, parts))
-        console.print(_lengths(found))
+        print_table(console, _records(found, parts))
+        print_table(console, _lengths(found))
         _print(_notes(found), console)
-        console.print(_findings(found.findings, parts))
-        console.print(_floors(found))
+        print_table(console, _findings(found.findings, parts))
+        print_table(console, _floors(found))
         odd = sum(finding.total > 0 for finding in found.findings)
         _print(f"{odd} warnings (!) of {len(found.findings)} checks. --json lists every record.", console)
     for refusal in report.refusals:
@@ -41,11 +42,11 @@ def _print(text: str, console: Console) -> None:
 
 
 def _table(title: str, words: str, *numbers: str) -> Table:
-    """A column of words, then columns of numbers, which are folded rather than cut on a narrow terminal."""
+    """Make a table with a column of words, then columns of numbers."""
     table = Table(title=title, title_justify="left")
-    table.add_column(words, overflow="fold")
+    table.add_column(words)
     for heading in numbers:
-        table.add_column(heading, justify="right", overflow="fold")
+        table.add_column(heading, justify="right")
     return table
 
 

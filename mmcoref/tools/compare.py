@@ -18,7 +18,8 @@ from rich.text import Text
 
 from mmcoref.errors import at_least
 from mmcoref.evaluation.stats import Interval
-from mmcoref.text import printable
+from mmcoref.run.narrow import as_list
+from mmcoref.text import plain_console, printable
 from mmcoref.tools.arguments import Parser
 from mmcoref.tools.comparison import ALPHA, BY_PUBLISHED_RULES, HONEST, Comparison, Row, compare
 from mmcoref.tools.runs import Metric, read_run
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(asdict(comparison), indent=2))
     else:
-        show(comparison, Console())
+        show(comparison, plain_console())
     return 0
 
 
@@ -52,7 +53,7 @@ def show(comparison: Comparison, console: Console) -> None:
     """Prints the tables, and sentences below them.
 
     No number is cut or folded. Where a terminal is too narrow, intervals go below their values and names are folded; where
-    that is not enough, lines are longer than the terminal. Into a file or a pipe they are as long as they need to be.
+    that is not enough, tables are lists. Into a file or a pipe their lines are as long as they need to be.
     """
     for part in _parts(comparison):
         if isinstance(part, str):
@@ -64,6 +65,10 @@ def show(comparison: Comparison, console: Console) -> None:
             table = part(_STACKED)
             spare = sum(max(0, _longest(column) - _LEAST_NAME) for column in table.columns if not column.no_wrap)
             most = _width(table, console)
+            if most - spare > console.width:
+                for line in as_list(part(_SIDE_BY_SIDE), console.width):
+                    console.print(_text(line), soft_wrap=True)
+                continue
             table.width = min(most, max(console.width, most - spare))
         console.print(table, crop=False)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy
 from huggingface_hub import constants, snapshot_download
-from rich.console import Console
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from mmcoref.data.encode import Encoder
@@ -30,6 +29,7 @@ from mmcoref.model.module import MMCorefModule
 from mmcoref.model.need import Need, Terms, need_of
 from mmcoref.run.callbacks import Checkpoints
 from mmcoref.run.terms import Machine, check_trainer, machine_of, terms_of
+from mmcoref.text import plain_console
 
 NOT_FITTING_EXIT = 1
 HOST_BYTES_PER_PROCESS = 3 * 10**9  # of Python, PyTorch and CUDA's libraries: assumed
@@ -100,7 +100,7 @@ def run(settings: dict[str, Any], *, gpu_memory: str | None) -> int:
     from mmcoref.tools.plan_table import show
 
     plan = plan_of(settings, gpu_memory)
-    show(plan, Console())
+    show(plan, plain_console())
     return 0 if plan.fits else NOT_FITTING_EXIT
 
 

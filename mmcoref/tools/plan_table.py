@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from mmcoref.data.sampler import batches_per_epoch, optimizer_steps
 from mmcoref.errors import UserError
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES, Memory, training_flops
+from mmcoref.run.narrow import print_table
 from mmcoref.run.preflight import checkpoint_bytes
 from mmcoref.run.terms import LORA_RANK, is_sharded, processes
 from mmcoref.text import printable
@@ -41,7 +42,8 @@ Change = tuple[str, dict[str, dict[str, Any]]]  # options of the command line, a
 
 def show(plan: Plan, console: Console) -> None:
     """Prints the plan; the user's own text is printed as it is, never read as markup."""
-    console.print(_memory(plan), _run(plan), sep="\n")
+    print_table(console, _memory(plan))
+    print_table(console, _run(plan))
     device = "process" if plan.machine.cpu else "GPU"
     sources = f"Memory of a {device}: {plan.machine.source}. Lengths: {plan.lengths.source}. {plan.machine.note}"
     for line in (sources, verdict(plan)):
