@@ -415,6 +415,12 @@ def test_a_run_told_to_stop_saves_and_goes_on_bit_for_bit(
     assert main(["fit", "--ckpt_path", "last"]) == 0
     straight, resumed = weights("straight/lightning_logs/version_0/checkpoints/last.ckpt"), weights()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    curves = [
+        [(event.step, event.value) for event in EventAccumulator(f"{root}lightning_logs/version_0").Reload().Scalars("train/loss")]
+        for root in ("straight/", "")
+    ]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 6
 
 
 def test_last_with_no_run_starts_a_fit_and_stops_a_test(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,25 +26,34 @@ class StopWhenAsked(pl.Callback):
     def __init__(self, signals: Signals = SIGNALS) -> None:
         self.signals = signals
         self._step = self._done = 0
+        self._number = 0  # of the signal for which the run has been saved
 
     # ------------------------------------------------------------------ fit
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let signals wait for safe places from now on."""
-        self._step = trainer.global_step
+        self._step, self._number = trainer.global_step, 0
         self.signals.hold("after this optimizer step")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save and stop after an optimizer step, unless the epoch's end or a validation comes next, which do so themselves.
+        """Save after an optimizer step if asked to stop, unless the epoch's end or a validation comes next, which do so themselves."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if trainer.is_last_batch or _validation_follows(trainer):
+            return
+        self._number = self._agreed(trainer)
+        if self._number:
+            for checkpoints in _checkpoints(trainer):
+                checkpoints.save(trainer)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop a run that was saved for it; only now are the last step's points of the curves written.
 
         Raises:
             Stopped: the run was asked to stop, and has been saved.
         """
-        if trainer.global_step == self._step:
-            return
-        self._step = trainer.global_step
-        if not trainer.is_last_batch and not _validation_follows(trainer):
-            self._save_and_stop(trainer)
+        self._stop_saved(trainer, self._number)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop between two epochs; the end of the first one has saved it.
@@ -53,13 +62,6 @@ class StopWhenAsked(pl.Callback):
             Stopped: the run was asked to stop.
         """
         self._stop_saved(trainer, self._agreed(trainer))
-
-    def _save_and_stop(self, trainer: pl.Trainer) -> None:
-        number = self._agreed(trainer)
-        if number:
-            for checkpoints in _checkpoints(trainer):
-                checkpoints.save(trainer)
-            self._stop_saved(trainer, number)
 
     def _stop_saved(self, trainer: pl.Trainer, number: int) -> None:
         if not number:
