@@ -44,7 +44,8 @@ from benchmarks.program import told
 from benchmarks.subject import build_model, build_tokenizer, fit, read_subject
 from mmcoref import __version__
 from mmcoref.data.batch import EvalBatch, eval_batch
-from mmcoref.data.encode import Encoder, longest_answer
+from mmcoref.data.encode import Encoder
+from mmcoref.data.example import longest_answer
 from mmcoref.data.prompt import answer_text
 from mmcoref.data.record import LETTERS, Record
 from mmcoref.errors import UserError, at_least

@@ -28,7 +28,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from benchmarks.program import peers_module
 from benchmarks.turns import WEIGHT_DECAY, WINDOW, Job, Train, Turn, Turns, Way, length
 from mmcoref.data.batch import IGNORED
-from mmcoref.data.encode import Example
+from mmcoref.data.example import Example
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.errors import UserError

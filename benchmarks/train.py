@@ -51,7 +51,7 @@ from benchmarks.subject import build_model, build_tokenizer
 from benchmarks.turns import MAX_TOKENS, WINDOW, Job, Train, Turn, Way, length, without_bars
 from benchmarks.ways import matrix_products, reference_losses, train_as_published, train_ours, training_flops
 from mmcoref import __version__
-from mmcoref.data.encode import Example
+from mmcoref.data.example import Example
 from mmcoref.data.file import dump_records, read_records
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.sample import sample_records

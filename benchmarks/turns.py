@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import logging as transformers_logging
 
-from mmcoref.data.encode import Example
+from mmcoref.data.example import Example
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.errors import UserError
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.turns import MAX_TOKENS, ROWS, WEIGHT_DECAY, WINDOW, Job, Turns
 from mmcoref.data.batch import IGNORED
-from mmcoref.data.encode import Example
+from mmcoref.data.example import Example
 from mmcoref.model.module import MMCorefModule
 
 

@@ -12,7 +12,8 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from mmcoref.data.batch import eval_batch
-from mmcoref.data.encode import longest_answer
+from mmcoref.data.example import longest_answer
+from mmcoref.data.examples import collect
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.record import LETTERS, Letter, Option, Record, Speaker, parse_record
 from mmcoref.errors import UserError, at_least
@@ -87,10 +88,10 @@ class Resolver:
         settings, answers = self.module.hparams, dict[int, Answer]()
         room = settings["max_new_tokens"] or longest_answer(examples) + ROOM_AFTER_ANSWER
         if examples:
-            config, decoding = self.module.backbone.config, settings["decoding"]
-            check_ids(config, self.encoder, [examples], settings["name"])
+            config, decoding, asked = self.module.backbone.config, settings["decoding"], collect(examples)
+            check_ids(config, self.encoder, [asked], settings["name"])
             check_answering_length(
-                config, examples, settings["name"],
+                config, asked, settings["name"],
                 max_new_tokens=room if decoding == "greedy" else 0, as_published=decoding == "published",
             )  # fmt: skip
         ranked = sorted(examples, key=lambda example: -example.tokens)  # rows of like length share a batch

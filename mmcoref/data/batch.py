@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from mmcoref.data.encode import Encoder, Example
+from mmcoref.data.encode import Encoder
+from mmcoref.data.example import Example
 from mmcoref.data.sampler import Slot
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
@@ -136,6 +138,19 @@ def eval_batch(rows: Sequence[tuple[Example, bool]], pad_id: int) -> EvalBatch:
     option_ids = torch.tensor([[list(ids) + [pad_id] * (tail_width - len(ids)) for ids in four] for four in options])
     option_mask = torch.tensor([[[1] * len(ids) + [0] * (tail_width - len(ids)) for ids in four] for four in options])
     return EvalBatch(prompt_ids, prompt_mask, option_ids, option_mask, Rows(rows))
+
+
+class ExampleDataset(Dataset[tuple[Example, Slot]]):
+    """Examples, indexed by slots."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, slot: Slot) -> tuple[Example, Slot]:
+        return self.examples[slot.example], slot
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from mmcoref.data.order import FILE_ORDER, Order, reorder, shuffled_order
+from mmcoref.data.example import Example
+from mmcoref.data.examples import Examples
+from mmcoref.data.order import FILE_ORDER, Order, ShuffledOptions, reorder
 from mmcoref.data.prompt import PUBLISHED_HEADER, SOLUTION_HEADER, answer_text, question_text
 from mmcoref.data.record import LETTERS, Record
 from mmcoref.data.template import ChatTemplate
@@ -25,40 +30,8 @@ PromptStyle = Literal["base", "chat"]
 Overlength = Literal["raise", "drop", "trim"]
 Recipe = Literal["mmcoref", "published"]
 _CHUNK = 1000  # records tokenized at once
-
-
-@dataclass(frozen=True)
-class Example:
-    """One encoded record.
-
-    Attributes:
-        index: the record's place in its file, counting from 0.
-        record: what was encoded (trimmed, where it was too long and `trim` is set), its options in `order`.
-        prompt_ids: BOS and the prompt; the next token is the answer's first.
-        option_ids: for each option, the answer that names it and the stop token.
-        order: of the options.
-    """
-
-    index: int
-    record: Record
-    prompt_ids: tuple[int, ...]
-    option_ids: tuple[tuple[int, ...], ...]
-    order: Order = FILE_ORDER
-
-    @property
-    def answer_ids(self) -> tuple[int, ...]:
-        """The gold answer and the stop token: the targets of training."""
-        return self.option_ids[self.record.choices.index(self.record.gold.text)]
-
-    @property
-    def trained_tokens(self) -> int:
-        """Tokens of the prompt and the gold answer."""
-        return len(self.prompt_ids) + len(self.answer_ids)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the prompt and the longest answer."""
-        return len(self.prompt_ids) + max(map(len, self.option_ids))
+_MERGES = "this tokenizer merges tokens across the end of the prompt"
+_SHOWN = 20  # indices in a message
 
 
 class Encoded(NamedTuple):
@@ -69,26 +42,19 @@ class Encoded(NamedTuple):
     trimmed: list[int]
 
 
-@dataclass(frozen=True)
-class ShuffledOptions:
-    """The orders of the train examples' options; an object and no closure, so that it can be pickled.
+@dataclass
+class Fates:
+    """What became of records that were too long, by their file indices.
 
     Attributes:
-        seed: of the orders.
-        indices: each example's place in its file.
-        gold: the place of its right option, in the file's order.
-        lengths: tokens of its gold answer under the letters A to D.
+        dropped: left out.
+        trimmed: shortened; as published, cut when they are collated.
+        shortened: those of them whose record is another one now.
     """
 
-    seed: int
-    indices: Sequence[int]
-    gold: Sequence[int]
-    lengths: Sequence[Sequence[int]]
-
-    def __call__(self, epoch: int, i: int) -> tuple[Order, int]:
-        """Return the order of example i's options in this epoch, and its answer's tokens under its letter there."""
-        order = shuffled_order(self.seed, epoch, self.indices[i])
-        return order, self.lengths[i][order.index(self.gold[i])]
+    dropped: list[int] = field(default_factory=list)
+    trimmed: list[int] = field(default_factory=list)
+    shortened: set[int] = field(default_factory=set)
 
 
 class Encoder:
@@ -123,7 +89,7 @@ class Encoder:
         self.pad_id = pad_token_id(tokenizer)
         self._header = SOLUTION_HEADER if recipe == "mmcoref" else PUBLISHED_HEADER
         self._answer_prefix = SOLUTION_HEADER.removeprefix(self._header)
-        self._said_merges = False
+        self.merges = False  # whether a record was met in which the tokenizer merges across the end of the prompt
         if style == "chat" and not tokenizer.chat_template:
             raise UserError("data.prompt: chat needs a tokenizer with a chat template, and this one has none; use data.prompt: base.")
         self._template = ChatTemplate(tokenizer) if style == "chat" else None
@@ -139,39 +105,56 @@ class Encoder:
         """Encodes (index in the file, record) pairs.
 
         Raises:
-            UserError: records too long under `raise`, or too long even when trimmed; a tokenizer that merges
+            UserError: see `stream`.
+        """
+        fates = Fates()
+        examples = list(self.stream(records, len(records), fates))
+        return Encoded(examples, fates.dropped, fates.trimmed)
+
+    def stream(self, records: Iterable[tuple[int, Record]], total: int, fates: Fates) -> Iterator[Example]:
+        """Encode records one after another.
+
+        Args:
+            records: (index in the file, record) pairs.
+            total: how many they are.
+            fates: is told what becomes of those that are too long.
+
+        Raises:
+            UserError: at the end, records too long under `raise`, or too long even when trimmed; a tokenizer that merges
                 tokens across the end of the prompt.
         """
-        out = Encoded([], [], [])
-        too_long: list[Example] = []
-        for example in self._with_progress(records):
+        too_long = longest = 0
+        first: list[int] = []
+        for example in self._with_progress(records, total):
             if example.tokens <= self.max_tokens:
-                out.examples.append(example)
+                yield example
             elif self.recipe == "published":
-                out.examples.append(example)  # cut when it is collated
-                out.trimmed.append(example.index)
+                fates.trimmed.append(example.index)
+                yield example  # cut when it is collated
             elif self.overlength == "drop":
-                out.dropped.append(example.index)
+                fates.dropped.append(example.index)
             elif self.overlength == "trim" and (trimmed := self._trim(example)) is not None:
-                out.examples.append(trimmed)
-                out.trimmed.append(example.index)
+                fates.trimmed.append(example.index)
+                fates.shortened.add(example.index)
+                yield trimmed
             else:
-                too_long.append(example)
+                too_long += 1
+                longest = max(longest, example.tokens)
+                first += [example.index] if too_long <= _SHOWN else []
         if too_long:
-            longest = max(example.tokens for example in too_long)
-            indices = ", ".join(str(example.index) for example in too_long[:20]) + (", …" if len(too_long) > 20 else "")
+            indices = ", ".join(map(str, first)) + (", …" if too_long > _SHOWN else "")
             raise UserError(
-                f"{len(too_long)} records have more than data.max_tokens = {self.max_tokens} tokens (the longest {longest}; "
+                f"{too_long} records have more than data.max_tokens = {self.max_tokens} tokens (the longest {longest}; "
                 f"records {indices}): raise --data.max_tokens to {longest}, or choose --data.overlength drop or trim."
             )
-        return out
 
-    def _with_progress(self, records: Sequence[tuple[int, Record]]) -> Iterator[Example]:
+    def _with_progress(self, records: Iterable[tuple[int, Record]], total: int) -> Iterator[Example]:
         """`_examples` of all records, with a bar where that takes seconds, on the first process."""
-        chunks = range(0, len(records), _CHUNK)
+        chunks = range(0, total, _CHUNK)
         quiet = len(chunks) < 8 or os.environ.get("LOCAL_RANK", "0") != "0"
-        for start in track(chunks, description="tokens", disable=quiet, transient=True, console=plain_console(stderr=True)):
-            yield from self._examples(records[start : start + _CHUNK])
+        rest = iter(records)
+        for _ in track(chunks, description="tokens", disable=quiet, transient=True, console=plain_console(stderr=True)):
+            yield from self._examples(list(islice(rest, _CHUNK)))
 
     def reordered(self, example: Example, order: Order) -> Example:
         """The example, whose options stand in the file's order, with its options in `order`."""
@@ -180,24 +163,26 @@ class Encoder:
         (encoded,) = self._examples([(example.index, reorder(example.record, order))])
         return replace(encoded, order=order)
 
-    def in_orders(self, examples: Sequence[Example], orders: Sequence[Order]) -> list[Example]:
-        """Each of the examples, whose options stand in the file's order, in each of the orders."""
-        if tuple(orders) == (FILE_ORDER,):
-            return list(examples)
-        asked = [(example, order) for example in examples for order in orders]
-        encoded = self._with_progress([(example.index, reorder(example.record, order)) for example, order in asked])
-        return [replace(example, order=order) for example, (_, order) in zip(encoded, asked, strict=True)]
+    def in_orders(self, examples: Sequence[Example], orders: Sequence[Order]) -> Iterator[Example]:
+        """Yield each of the examples, whose options stand in the file's order, in each of the orders."""
+        asked = ((example.index, reorder(example.record, order)) for example in examples for order in orders)
+        encoded = self._with_progress(asked, len(examples) * len(orders))
+        for example, order in zip(encoded, cycle(orders), strict=False):
+            yield replace(example, order=order)
 
-    def answer_lengths(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
-        """For each example the tokens of its gold answer, stop token included, under the letters A to D."""
-        texts = [self._answer_prefix + answer_text(example.record.gold, letter) for example in examples for letter in LETTERS]
-        lengths = [len(ids) + len(self._trained_stop) for ids in self._ids(texts, bos=False)] if texts else []
-        return [tuple(lengths[start : start + len(LETTERS)]) for start in range(0, len(lengths), len(LETTERS))]
+    def answer_lengths(self, examples: Sequence[Example]) -> NDArray[np.int32]:
+        """Return (N, 4), for each example the tokens of its gold answer, stop token included, under the letters A to D."""
+        lengths = np.empty((len(examples), len(LETTERS)), np.int32)
+        for start in range(0, len(examples), _CHUNK):
+            gold = [example.record.gold for example in examples[start : start + _CHUNK]]
+            texts = [self._answer_prefix + answer_text(option, letter) for option in gold for letter in LETTERS]
+            counted = [len(ids) + len(self._trained_stop) for ids in self._ids(texts, bos=False)]
+            lengths[start : start + _CHUNK] = np.reshape(counted, (-1, len(LETTERS)))
+        return lengths
 
-    def shuffled(self, examples: Sequence[Example], seed: int) -> ShuffledOptions:
+    def shuffled(self, examples: Examples, seed: int) -> ShuffledOptions:
         """Return the orders in which the examples' options are shown, epoch by epoch."""
-        gold = [example.record.choices.index(example.record.gold.text) for example in examples]
-        return ShuffledOptions(seed, [example.index for example in examples], gold, self.answer_lengths(examples))
+        return ShuffledOptions(seed, examples.indices, examples.gold, self.answer_lengths(examples))
 
     def _examples(self, records: Sequence[tuple[int, Record]]) -> list[Example]:
         if not records:
@@ -212,7 +197,7 @@ class Encoder:
         for i, (index, record) in enumerate(records):
             options = tuple((*ids, *self._trained_stop) for ids in answer_ids[4 * i : 4 * i + 4])
             if joined[i] != prompt_ids[i] + answer_ids[4 * i]:
-                self._merges(index)
+                self._refuse_merges(index)
             examples.append(Example(index, record, tuple(prompt_ids[i]), options))
         return examples
 
@@ -225,17 +210,20 @@ class Encoder:
         (ids,) = self._ids([self._opened(record) + PUBLISHED_HEADER], bos=True)
         return ids
 
-    def _merges(self, index: int) -> None:
-        """What to do about a tokenizer for which prompt and answer are not the beginning and the end of the whole."""
-        merges = "this tokenizer merges tokens across the end of the prompt"
+    def _refuse_merges(self, index: int) -> None:
+        """Decide about a tokenizer for which prompt and answer are not the beginning and the end of the whole."""
         if self.recipe == "mmcoref":
             raise UserError(
-                f"{merges}, so that a trained answer could not be generated (record {index}); "
+                f"{_MERGES}, so that a trained answer could not be generated (record {index}); "
                 "choose a model whose tokenizer keeps a line break apart from the text after it."
             )
-        if not self._said_merges:  # as with `tiny`, for which "## Solution" and its line break are one token
-            log.warning("%s: prompt and answer are tokenized apart, as the published trainer did not", merges)
-            self._said_merges = True
+        self.say_merges()
+
+    def say_merges(self) -> None:
+        """Warn, once, that the published trainer would have tokenized otherwise."""
+        if not self.merges:  # as with `tiny`, for which "## Solution" and its line break are one token
+            log.warning("%s: prompt and answer are tokenized apart, as the published trainer did not", _MERGES)
+            self.merges = True
 
     def _opened(self, record: Record) -> str:
         """What stands before the header of the answer."""
@@ -292,11 +280,6 @@ class Encoder:
         """Generated ids, up to the stop token, as text."""
         kept = list(ids[: ids.index(self.stop_id)]) if self.stop_id in ids else list(ids)
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def longest_answer(examples: Sequence[Example]) -> int:
-    """Tokens of the longest option of any example, stop token included."""
-    return max((len(ids) for example in examples for ids in example.option_ids), default=0)
 
 
 def _token_id(value: object) -> int:

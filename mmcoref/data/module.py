@@ -8,16 +8,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from mmcoref.data.batch import EvalCollator, TrainCollator
-from mmcoref.data.encode import Encoder, Example, Overlength, PromptStyle, Recipe, longest_answer
-from mmcoref.data.file import DataFile, dump_records, read_records
+from mmcoref.data.batch import EvalCollator, ExampleDataset, TrainCollator
+from mmcoref.data.encode import Encoder, Overlength, PromptStyle, Recipe
+from mmcoref.data.encoding import encode_orders, encode_part
+from mmcoref.data.examples import NO_EXAMPLES, Examples
+from mmcoref.data.file import dump_records
 from mmcoref.data.order import Order, Permutations, orders
 from mmcoref.data.prompt import answer_text, prompt_text
+from mmcoref.data.records import DataSource, collect, open_records
 from mmcoref.data.sample import sample_records
-from mmcoref.data.sampler import EvalSampler, ResumableLoader, Slot, TrainSampler, batches_per_epoch, global_seed, optimizer_steps
+from mmcoref.data.sampler import EvalSampler, ResumableLoader, TrainSampler, batches_per_epoch, global_seed, optimizer_steps
 from mmcoref.data.split import Split, split_records
 from mmcoref.data.tokenizer import TINY, TokenizerFiles, load_tokenizer, unpack_tokenizer
 from mmcoref.errors import UserError
@@ -76,13 +79,10 @@ class MMCorefDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         in_ranges(self.hparams, "data")
-        self.file: DataFile | None = None
+        self.file: DataSource | None = None
         self.split = Split((), (), ())
-        self.whole_train: tuple[int, ...] = ()  # of the split, whatever `limit` leaves of it
-        self.train: list[Example] = []
-        self.val: list[Example] = []
-        self.test: list[Example] = []
-        self.unlabelled: list[Example] = []
+        self.whole_train: Sequence[int] = ()  # of the split, whatever `limit` leaves of it
+        self.train = self.val = self.test = self.unlabelled = NO_EXAMPLES
         self.rows = batch_size  # records of a forward pass
         self.packed = False  # whether they stand in one row
         self.dropped: list[int] = []
@@ -125,14 +125,14 @@ class MMCorefDataModule(pl.LightningDataModule):
         return orders(self.hparams["permutations"])
 
     @property
-    def curve(self) -> list[Example]:
+    def curve(self) -> Examples:
         """What the curves of each epoch are measured on: the validation part, or the test part where there is none."""
         return self.val or self.test
 
     @property
     def longest_answer(self) -> int:
         """Tokens of the longest option of any record, stop token included."""
-        return max(map(longest_answer, (self.train, self.val, self.test, self.unlabelled)))
+        return max(part.longest_answer for part in (self.train, self.val, self.test, self.unlabelled))
 
     def setup(self, stage: str) -> None:
         """Reads, splits and encodes; `predict` takes every record of the file, with or without a solution.
@@ -157,15 +157,15 @@ class MMCorefDataModule(pl.LightningDataModule):
         if stage == "fit" and not self.train:
             self.train = self._encode("train ", self.split.train)
 
-    def _read(self, *, require_solution: bool) -> tuple[DataFile, int | None]:
+    def _read(self, *, require_solution: bool) -> tuple[DataSource, int | None]:
         """The records, and how many of them are the train part where the published share does not decide that."""
         settings = self.hparams
         if settings["path"] != SAMPLE:
-            return read_records(settings["path"], require_solution=require_solution), None
+            return open_records(settings["path"], require_solution=require_solution), None
         test = sample_records(SAMPLE_TEST, seed=settings["sample_seed"], part="test")
         train = sample_records(settings["sample_train"], seed=settings["sample_seed"]) if require_solution else ()
         digest = hashlib.sha256(dump_records([*train, *test]).encode()).hexdigest()
-        return DataFile(SAMPLE, digest, (*train, *test)), len(train)
+        return DataSource(SAMPLE, digest, collect((*train, *test))), len(train)
 
     def prepare_encoder(self, train: Sequence[int]) -> None:
         """Makes `tokenizer` and `encoder`, with `tiny`'s tokenizer trained on these records of the file."""
@@ -188,18 +188,18 @@ class MMCorefDataModule(pl.LightningDataModule):
             record = self.file.records[index]
             yield prompt_text(record) + answer_text(record.gold)
 
-    def _encode(self, part: str, indices: Sequence[int]) -> list[Example]:
+    def _encode(self, part: str, indices: Sequence[int]) -> Examples:
         assert self.file is not None
-        encoded = self.encoder.encode([(index, self.file.records[index]) for index in indices])
-        if indices and not encoded.examples:
+        examples = encode_part(self.encoder, self.file.records, indices)
+        if indices and not examples:
             most = self.hparams["max_tokens"]
             raise UserError(
                 f"data.overlength drop leaves none of the {len(indices)} {part}records, as each has more than data.max_tokens = {most} "
                 "tokens: raise --data.max_tokens."
             )
-        self.dropped += encoded.dropped
-        self.trimmed += encoded.trimmed
-        return encoded.examples
+        self.dropped += examples.dropped
+        self.trimmed += examples.trimmed
+        return examples
 
     def total_steps(self, trainer: pl.Trainer) -> int:
         """Optimizer steps of a whole fit.
@@ -241,8 +241,8 @@ class MMCorefDataModule(pl.LightningDataModule):
         replicas = self.replicas(self.trainer)
         shuffles = self.hparams["shuffle_options"]
         sampler = TrainSampler(
-            [example.tokens for example in self.train],
-            [len(example.answer_ids) for example in self.train],
+            self.train.tokens,
+            self.train.answer_tokens,
             batch_size=self.rows,
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             seed=global_seed(),
@@ -258,7 +258,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             replicas=replicas["num_replicas"],
             encoder=self.encoder if shuffles else None,
         )
-        return ResumableLoader(_Rows(self.train), sampler=sampler, collate_fn=collate, num_workers=self.hparams["num_workers"])
+        return ResumableLoader(ExampleDataset(self.train), sampler=sampler, collate_fn=collate, num_workers=self.hparams["num_workers"])
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation part, or the test part where none is held out."""
@@ -266,17 +266,18 @@ class MMCorefDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test part, each record in all `orders`."""
-        return self._eval_loader(self.encoder.in_orders(self.test, self.orders))
+        assert self.file is not None
+        return self._eval_loader(encode_orders(self.encoder, self.test, self.file.records, self.orders))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every record of the file."""
         return self._eval_loader(self.unlabelled)
 
-    def _eval_loader(self, examples: list[Example]) -> DataLoader[Any]:
+    def _eval_loader(self, examples: Examples) -> DataLoader[Any]:
         return DataLoader(
-            _Rows(examples),
+            ExampleDataset(examples),
             batch_size=self.hparams["eval_batch_size"],
-            sampler=EvalSampler([example.tokens for example in examples], **self.replicas(self.trainer)),
+            sampler=EvalSampler(examples.tokens, **self.replicas(self.trainer)),
             collate_fn=EvalCollator(self.encoder.pad_id),
             num_workers=self.hparams["num_workers"],
         )
@@ -289,16 +290,3 @@ class MMCorefDataModule(pl.LightningDataModule):
     def rows_at_once(self, trainer: pl.Trainer) -> int:
         """Evaluation rows of one batch on each process, over all of them."""
         return int(self.hparams["eval_batch_size"]) * self.replicas(trainer)["num_replicas"]
-
-
-class _Rows(Dataset[tuple[Example, Slot]]):
-    """Examples, indexed by slots."""
-
-    def __init__(self, examples: list[Example]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, slot: Slot) -> tuple[Example, Slot]:
-        return self.examples[slot.example], slot

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmcoref.data.record import LETTERS, Record
 
@@ -41,3 +45,25 @@ def shuffled_order(seed: int, epoch: int, index: int) -> Order:
     places = list(FILE_ORDER)
     random.Random(f"mmcoref/options/{seed}/{epoch}/{index}").shuffle(places)
     return tuple(places)
+
+
+@dataclass(frozen=True)
+class ShuffledOptions:
+    """The orders of the train examples' options; an object and no closure, so that it can be pickled.
+
+    Attributes:
+        seed: of the orders.
+        indices: each example's place in its file.
+        gold: the place of its right option, in the file's order.
+        lengths: tokens of its gold answer under the letters A to D.
+    """
+
+    seed: int
+    indices: NDArray[np.int64]
+    gold: NDArray[np.int8]
+    lengths: NDArray[np.int32]
+
+    def __call__(self, epoch: int, i: int) -> tuple[Order, int]:
+        """Return the order of example i's options in this epoch, and its answer's tokens under its letter there."""
+        order = shuffled_order(self.seed, epoch, int(self.indices[i]))
+        return order, int(self.lengths[i, order.index(int(self.gold[i]))])

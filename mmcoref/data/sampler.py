@@ -7,10 +7,12 @@ second time; a resumed run starts its loader over. These subclass `DistributedSa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
 from mmcoref.data.order import FILE_ORDER, Order
@@ -114,8 +116,8 @@ class TrainSampler(DistributedSampler[int]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
-        targets: Sequence[int],
+        lengths: ArrayLike,
+        targets: ArrayLike,
         *,
         batch_size: int,
         accumulate: int,
@@ -126,9 +128,9 @@ class TrainSampler(DistributedSampler[int]):
         as_published: bool = False,
         limit: float | None = None,
     ) -> None:
-        super().__init__(range(len(lengths)), num_replicas, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]  # it asks for len() only
-        self.lengths = lengths
-        self.targets = targets
+        self.lengths = np.asarray(lengths, np.int32)
+        super().__init__(range(len(self.lengths)), num_replicas, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]  # it asks for len() only
+        self.targets = np.asarray(targets, np.int32)
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.options = options
@@ -153,14 +155,17 @@ class TrainSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[Slot]:  # type: ignore[override]  # the rows of a batch are slots, not bare indices
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order: NDArray[np.int64] = torch.randperm(len(self.lengths), generator=generator).numpy()
         if self.as_published:
-            del order[len(order) // self.window * self.window :]
+            order = order[: len(order) // self.window * self.window]
         first, self.start_batch = self.start_batch * self.batch_size, 0
         taken = taken_batches(len(self) // self.batch_size, self.limit)
-        position = 0
-        for number, start in enumerate(range(0, len(order), self.window)):
-            for slot in self._deal(order[start : start + self.window], taken - number * self.accumulate):
+        share = self.batch_size * self.accumulate  # rows of a whole window on this process
+        done = first // share
+        position = done * share
+        for number in range(done, -(-len(order) // self.window)):
+            window: list[int] = order[number * self.window : (number + 1) * self.window].tolist()
+            for slot in self._deal(window, taken - number * self.accumulate):
                 if position >= first:
                     yield slot
                 position += 1
@@ -173,8 +178,10 @@ class TrainSampler(DistributedSampler[int]):
             taken: micro-batches that the trainer still takes in this epoch. Later ones are dealt, too, as their number is the
                 loader's length, but are no part of a step.
         """
-        asked = {i: self.options(self.epoch, i) if self.options else (FILE_ORDER, self.targets[i]) for i in window}
-        ranked = window if self.as_published else sorted(window, key=lambda i: (-self.lengths[i], i))
+        targets = zip(window, self.targets[window].tolist(), strict=True)
+        asked = {i: self.options(self.epoch, i) if self.options else (FILE_ORDER, target) for i, target in targets}
+        length = dict(zip(window, self.lengths[window].tolist(), strict=True))
+        ranked = window if self.as_published else sorted(window, key=lambda i: (-length[i], i))
         step = self.batch_size * self.num_replicas
         batches = min(-(-len(window) // step), max(0, taken))
         tokens = sum(asked[i][1] for i in ranked[: batches * step])
@@ -196,16 +203,17 @@ class EvalSampler(DistributedSampler[int]):
         rank: this process among them.
     """
 
-    def __init__(self, lengths: Sequence[int], *, num_replicas: int, rank: int) -> None:
-        super().__init__(range(len(lengths)), num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
-        self.lengths = lengths
+    def __init__(self, lengths: ArrayLike, *, num_replicas: int, rank: int) -> None:
+        self.lengths = np.asarray(lengths, np.int32)
+        super().__init__(range(len(self.lengths)), num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Slot]:  # type: ignore[override]
-        ranked = sorted(range(len(self.lengths)), key=lambda i: (-self.lengths[i], i))
-        mine = [Slot(i, True) for i in ranked[self.rank :: self.num_replicas]]
-        yield from mine
+        ranked = np.argsort(-self.lengths, kind="stable")
+        mine = ranked[self.rank :: self.num_replicas]
+        for i in mine:
+            yield Slot(int(i), True)
         # The shortest fills up: a process without an example of its own has rows all the same.
-        yield from [Slot(i, False) for i in ranked[-1:]] * (self.num_samples - len(mine))
+        yield from [Slot(int(i), False) for i in ranked[-1:]] * (self.num_samples - len(mine))
 
 
 class ResumableLoader(DataLoader[Any]):

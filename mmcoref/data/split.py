@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmcoref.data.record import Record
-from mmcoref.data.unicode import normalise
+from mmcoref.data.records import Records, digests_of
 from mmcoref.errors import UserError
 
 TRAIN_SHARE = 0.8  # the published split: the first int(0.8 n) records in file order
@@ -17,9 +20,9 @@ TRAIN_SHARE = 0.8  # the published split: the first int(0.8 n) records in file o
 class Split(NamedTuple):
     """Indices into the file's records, each part in file order; together every record once."""
 
-    train: tuple[int, ...]
-    val: tuple[int, ...]
-    test: tuple[int, ...]
+    train: Sequence[int]
+    val: Sequence[int]
+    test: Sequence[int]
 
 
 def split_records(records: Sequence[Record], *, n_train: int | None = None, val_size: int = 0, seed: int = 0) -> Split:
@@ -40,25 +43,29 @@ def split_records(records: Sequence[Record], *, n_train: int | None = None, val_
         raise UserError(f"expected at least 2 records to split into train and test, got {len(records)}.")
     if not 0 <= val_size < n_train:
         raise UserError(f"data.val_size: expected 0 to {n_train - 1} of the {n_train} train records, got {val_size}.")
-    val = frozenset(_hold_out(cluster_ids(records[:n_train]), val_size, seed))
-    return Split(
-        train=tuple(i for i in range(n_train) if i not in val),
-        val=tuple(sorted(val)),
-        test=tuple(range(n_train, len(records))),
-    )
+    test = range(n_train, len(records))
+    if val_size == 0:
+        return Split(range(n_train), range(0), test)
+    held = _hold_out(_cluster_numbers(records, n_train), val_size, seed)
+    return Split(_indices(~held), _indices(held), test)
 
 
-def _hold_out(clusters: Sequence[int], size: int, seed: int) -> list[int]:
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, cluster in enumerate(clusters):
-        members[cluster].append(index)
-    order = list(members.values())
+def _indices(mask: NDArray[np.bool_]) -> array[int]:
+    """Return where a mask is true; as numbers of 8 bytes, not as Python objects."""
+    return array("q", np.flatnonzero(mask).astype(np.int64).tobytes())
+
+
+def _hold_out(clusters: NDArray[np.int64], size: int, seed: int) -> NDArray[np.bool_]:
+    """Choose whole clusters in a seeded random order while they fit; True for each record that is held out."""
+    sizes = np.bincount(clusters).tolist()
+    order = list(range(len(sizes)))
     random.Random(f"mmcoref/val/{seed}").shuffle(order)
-    held: list[int] = []
-    for cluster_members in order:
-        if len(held) + len(cluster_members) <= size:
-            held += cluster_members
-    return held
+    chosen = np.zeros(len(sizes), np.bool_)
+    for cluster in order:
+        if sizes[cluster] <= size:
+            chosen[cluster] = True
+            size -= sizes[cluster]
+    return chosen[clusters]
 
 
 def cluster_ids(records: Sequence[Record]) -> list[int]:
@@ -68,19 +75,58 @@ def cluster_ids(records: Sequence[Record]) -> list[int]:
     through other records: a model that saw one has seen part of the other. Texts that differ only in the encoding
     of their characters or in spaces are the same.
     """
-    parent = list(range(len(records)))
+    return [int(cluster) for cluster in _cluster_numbers(records, len(records))]
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
 
-    first_with: dict[tuple[str, tuple[str, ...]], int] = {}
-    for index, record in enumerate(records):
-        for kind, texts in (("dialogue", record.conversation), ("options", record.choices)):
-            key = kind, tuple(map(normalise, texts))
-            a, b = root(first_with.setdefault(key, index)), root(index)
-            parent[max(a, b)] = min(a, b)
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(index), len(numbers)) for index in range(len(records))]
+def _cluster_numbers(records: Sequence[Record], n: int) -> NDArray[np.int64]:
+    """(n,) the cluster numbers of the first n records."""
+    if isinstance(records, Records):
+        digests = [records.dialogue_digests[:n], records.options_digests[:n]]
+    else:
+        first = records[:n]
+        digests = [digests_of(record.conversation for record in first), digests_of(record.choices for record in first)]
+    return connected(digests)
+
+
+def connected(digests: Sequence[NDArray[np.uint64]]) -> NDArray[np.int64]:
+    """Number the sets of records that share a digest, directly or through other records, by their first members.
+
+    Args:
+        digests: (N, 2) each; records share one when the same row of the same array is equal.
+
+    Returns:
+        (N,) numbers that count from 0 in the records' order.
+    """
+    from scipy.sparse import coo_array  # takes a while to import, and most splits hold nothing out
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(digests[0])
+    # A graph of records and of digests, with an edge from each record to each of its digests.
+    nodes, edges = n, []
+    for table in digests:
+        groups = group_numbers(table)
+        edges.append(nodes + groups)
+        nodes += int(groups.max(initial=-1)) + 1
+    rows, columns = np.tile(np.arange(n), len(edges)), np.concatenate(edges)
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), (nodes, nodes))
+    _, labels = connected_components(graph, directed=False)
+    return _by_first(labels[:n])
+
+
+def group_numbers(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """(N,) a number for each of N digests (N, 2), the same for equal ones."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    ranked = digests[order]
+    differs = np.ones(len(ranked), np.bool_)
+    differs[1:] = (ranked[1:] != ranked[:-1]).any(1)
+    numbers = np.empty(len(ranked), np.int64)
+    numbers[order] = np.cumsum(differs) - 1
+    return numbers
+
+
+def _by_first(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Renumber labels in the order in which they first occur."""
+    _, first, member_of = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[member_of]

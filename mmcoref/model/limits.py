@@ -7,12 +7,13 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from mmcoref.data.encode import Encoder, Example
+from mmcoref.data.encode import Encoder
+from mmcoref.data.examples import Examples
 from mmcoref.errors import UserError
 from mmcoref.model.scoring import PUBLISHED_LENGTH
 
 
-def check_ids(config: PretrainedConfig, encoder: Encoder, parts: Sequence[Sequence[Example]], name: str) -> None:
+def check_ids(config: PretrainedConfig, encoder: Encoder, parts: Sequence[Examples], name: str) -> None:
     """Check that every id that the model will be given has a row in its embedding.
 
     Args:
@@ -28,7 +29,7 @@ def check_ids(config: PretrainedConfig, encoder: Encoder, parts: Sequence[Sequen
     if rows is None:
         return
     named = {encoder.pad_id: "pad token", encoder.stop_id: "stop token"}
-    largest = max((_largest_id(part) for part in parts), default=0)
+    largest = max((part.largest_id for part in parts), default=0)
     beyond = [token for token in (*named, largest) if token >= rows]
     if not beyond:
         return
@@ -42,14 +43,7 @@ def check_ids(config: PretrainedConfig, encoder: Encoder, parts: Sequence[Sequen
     )
 
 
-def _largest_id(examples: Sequence[Example]) -> int:
-    largest = 0
-    for example in examples:
-        largest = max(largest, *example.prompt_ids, *(max(ids) for ids in example.option_ids))
-    return largest
-
-
-def check_training_length(config: PretrainedConfig, examples: Sequence[Example], name: str, *, width: int | None) -> None:
+def check_training_length(config: PretrainedConfig, examples: Examples, name: str, *, width: int | None) -> None:
     """Check that the model has a position for every token of a training row.
 
     Args:
@@ -69,14 +63,12 @@ def check_training_length(config: PretrainedConfig, examples: Sequence[Example],
             f"model.name {name}: it knows {positions} positions (max_position_embeddings in its config), and data.recipe published "
             f"pads each record to data.max_tokens = {width} tokens: choose --data.max_tokens {positions}."
         )
-    longest = max(example.trained_tokens for example in examples)
+    longest = int(examples.trained_tokens.max())
     if width is None and longest > positions:
         raise UserError(f"{_too_long('train record', longest, name, positions)}.")
 
 
-def check_answering_length(
-    config: PretrainedConfig, examples: Sequence[Example], name: str, *, max_new_tokens: int, as_published: bool
-) -> None:
+def check_answering_length(config: PretrainedConfig, examples: Examples, name: str, *, max_new_tokens: int, as_published: bool) -> None:
     """Check that the model has a position for every token of a prompt, of each option after it, and of what may be generated.
 
     Args:
@@ -92,7 +84,7 @@ def check_answering_length(
     positions = _positions(config)
     if positions is None:
         return
-    longest = max(example.tokens for example in examples)
+    longest = int(examples.tokens.max())
     if longest > positions:
         raise UserError(f"{_too_long('record', longest, name, positions)}.")
     if as_published and positions < PUBLISHED_LENGTH:
@@ -100,7 +92,7 @@ def check_answering_length(
             f"model.decoding published writes on to {PUBLISHED_LENGTH} tokens, and model.name {name} knows {positions} positions "
             "(max_position_embeddings in its config): choose --model.decoding greedy."
         )
-    prompt = max(len(example.prompt_ids) for example in examples)
+    prompt = int(examples.prompt_tokens.max())
     # The last generated token is never fed back, so that it needs no position.
     if prompt + max_new_tokens - 1 > positions:
         raise UserError(

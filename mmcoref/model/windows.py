@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import ModelParallelStrategy
 from transformers import PretrainedConfig
 
-from mmcoref.data.encode import longest_answer
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.model.capacity import device_memory
 from mmcoref.model.memory import shape_of
@@ -32,9 +31,9 @@ def terms_of(config: PretrainedConfig, settings: Mapping[str, Any], data: MMCore
     return Terms(
         config=config,
         shape=shape_of(config, settings["lora_rank"], settings["lora_targets"]),
-        lengths=[data.hparams["max_tokens"] if data.as_published else example.trained_tokens for example in data.train],
-        targets=[len(example.answer_ids) for example in data.train],
-        option=longest_answer(data.train),
+        lengths=[data.hparams["max_tokens"]] * len(data.train) if data.as_published else data.train.trained_tokens.tolist(),
+        targets=data.train.answer_tokens.tolist(),
+        option=data.train.longest_answer,
         rows=data.rows,
         accumulate=trainer.accumulate_grad_batches,
         micro_batch_size=data.hparams["micro_batch_size"],

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def fit(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer, stored: Stored | None) -> None:
     """Records, split, tokens, effective batch, steps; and what should not be overlooked."""
     assert data.file is not None
-    lengths = [len(example.prompt_ids) + len(example.answer_ids) for example in data.train]
+    lengths = data.train.trained_tokens
     window = data.hparams["batch_size"] * trainer.accumulate_grad_batches * trainer.world_size
     steps = data.total_steps(trainer)
     per_epoch = len(lengths) // window if data.as_published else -(-len(lengths) // window)
@@ -28,7 +28,7 @@ def fit(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer, stor
     log.info(
         "%d records, %s %s; tokens mean %.0f, longest %d; %d records an optimizer step; %d steps (%s epochs of %d)",
         len(data.file.records), "train/val/test" if data.split.val else "train/test", sizes,
-        sum(lengths) / len(lengths), max(lengths), window, steps, trainer.max_epochs, per_epoch,
+        lengths.mean(), lengths.max(), window, steps, trainer.max_epochs, per_epoch,
     )  # fmt: skip
     if stored is not None and stored.step >= steps:
         limit = "max_epochs" if trainer.max_steps == -1 else "max_steps"

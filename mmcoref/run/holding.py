@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from transformers import LlamaConfig, PretrainedConfig
 
+from mmcoref.data.examples import NO_EXAMPLES
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.pretrained import read_config
 from mmcoref.errors import UserError
@@ -148,7 +149,7 @@ def check_limits(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trai
     """
     config, settings = model.shape_config(data), model.hparams
     asked = {"fit": data.curve, "validate": data.curve, "test": data.test, "predict": data.unlabelled}[stage]
-    train = data.train if stage == "fit" else []
+    train = data.train if stage == "fit" else NO_EXAMPLES
     limits.check_ids(config, data.encoder, [train, asked], settings["name"])
     if train:
         width = data.hparams["max_tokens"] if data.as_published else None

@@ -19,7 +19,7 @@ from torch import distributed
 
 import mmcoref
 from mmcoref.atomic import write_text
-from mmcoref.data.encode import Example
+from mmcoref.data.examples import Examples
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.order import FILE_ORDER
 from mmcoref.data.record import LETTERS
@@ -103,7 +103,7 @@ class RunRecord(pl.Callback):
         write_text(file, _json_lines(_line(prediction) for prediction in predictions))
         log.info("%d predictions written to %s", len(predictions), file)
 
-    def _write_record(self, trainer: pl.Trainer, stage: str, examples: Sequence[Example]) -> None:
+    def _write_record(self, trainer: pl.Trainer, stage: str, examples: Examples) -> None:
         """Gathers every process's predictions; the first process writes."""
         seconds = time.perf_counter() - self._start
         memory = over_processes(trainer, _peak_memory_gib())

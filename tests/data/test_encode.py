@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from mmcoref.data.batch import IGNORED, eval_batch, train_batch
-from mmcoref.data.encode import Encoder, Example, longest_answer
+from mmcoref.data.encode import Encoder
+from mmcoref.data.example import Example, longest_answer
 from mmcoref.data.prompt import answer_text, prompt_text, question_text
 from mmcoref.data.record import Record
 from mmcoref.errors import UserError
@@ -497,4 +498,4 @@ def test_options_with_periods_of_their_own_are_encoded_and_measured_as_those_wit
     encoder = Encoder(toy())
     [one], [other] = (encoder.encode([(0, record)]).examples for record in (plain, closed))
     assert (other.prompt_ids, other.option_ids) == (one.prompt_ids, one.option_ids)
-    assert encoder.answer_lengths([other]) == encoder.answer_lengths([one]) == [(len(one.answer_ids),) * 4]
+    assert encoder.answer_lengths([other]).tolist() == encoder.answer_lengths([one]).tolist() == [[len(one.answer_ids)] * 4]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmcoref.data.record import Record
-from mmcoref.data.split import Split, cluster_ids, split_records
+from mmcoref.data.records import Records, collect
+from mmcoref.data.split import Split, cluster_ids, connected, group_numbers, split_records
 from mmcoref.errors import UserError
 
 
@@ -43,12 +46,17 @@ def closure(keys: list[tuple[int, int]]) -> list[int]:
     return [sorted(set(first)).index(f) for f in first]
 
 
+def split(records: Sequence[Record], **options: int) -> Split:
+    """The split, its parts as tuples."""
+    return Split(*map(tuple, split_records(records, **options)))
+
+
 KEYS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=2, max_size=16)
 DISTINCT = [(i, i) for i in range(40)]
 
 
 def test_the_published_split_is_1380_and_346(published: tuple[Record, ...]) -> None:
-    assert split_records(published) == Split(tuple(range(1380)), (), tuple(range(1380, 1726)))
+    assert split(published) == Split(tuple(range(1380)), (), tuple(range(1380, 1726)))
 
 
 def test_texts_that_differ_in_their_encoding_or_spaces_only_belong_together() -> None:
@@ -60,19 +68,19 @@ def test_texts_that_differ_in_their_encoding_or_spaces_only_belong_together() ->
 
 
 def test_exactly_138_published_records_are_held_out_in_whole_clusters(published: tuple[Record, ...]) -> None:
-    split = split_records(published, val_size=138)
-    assert [len(part) for part in split] == [1242, 138, 346]
-    assert split.test == tuple(range(1380, 1726))
+    parts = split(published, val_size=138)
+    assert [len(part) for part in parts] == [1242, 138, 346]
+    assert parts.test == tuple(range(1380, 1726))
     clusters = cluster_ids(published[:1380])
-    assert {clusters[i] for i in split.val}.isdisjoint(clusters[i] for i in split.train)
-    assert {published[i].conversation for i in split.val}.isdisjoint(published[i].conversation for i in split.train)
-    assert {published[i].choices for i in split.val}.isdisjoint(published[i].choices for i in split.train)
-    assert split_records(published, val_size=138, seed=1).val != split.val
+    assert {clusters[i] for i in parts.val}.isdisjoint(clusters[i] for i in parts.train)
+    assert {published[i].conversation for i in parts.val}.isdisjoint(published[i].conversation for i in parts.train)
+    assert {published[i].choices for i in parts.val}.isdisjoint(published[i].choices for i in parts.train)
+    assert split(published, val_size=138, seed=1).val != parts.val
 
 
 @pytest.mark.parametrize(("n", "train"), [(2, 1), (3, 2), (4, 3), (5, 4), (9, 7), (10, 8), (40, 32)])
 def test_the_train_share_is_rounded_down(n: int, train: int) -> None:
-    assert split_records(records_of(DISTINCT[:n])) == Split(tuple(range(train)), (), tuple(range(train, n)))
+    assert split(records_of(DISTINCT[:n])) == Split(tuple(range(train)), (), tuple(range(train, n)))
 
 
 @settings(deadline=None)
@@ -82,22 +90,22 @@ def test_parts_are_disjoint_complete_in_order_and_whole_in_clusters(keys: list[t
     n_train = data.draw(st.integers(1, len(keys)), "n_train")
     val_size = data.draw(st.integers(0, n_train - 1), "val_size")
     seed = data.draw(st.integers(0, 5), "seed")
-    split = split_records(records, n_train=n_train, val_size=val_size, seed=seed)
-    assert sorted([*split.train, *split.val, *split.test]) == list(range(len(keys)))
-    assert all(list(part) == sorted(part) for part in split)
-    assert split.test == tuple(range(n_train, len(keys)))
-    assert split.train  # something is left to learn from
+    parts = split(records, n_train=n_train, val_size=val_size, seed=seed)
+    assert sorted([*parts.train, *parts.val, *parts.test]) == list(range(len(keys)))
+    assert all(list(part) == sorted(part) for part in parts)
+    assert parts.test == tuple(range(n_train, len(keys)))
+    assert parts.train  # something is left to learn from
 
     clusters = closure(keys[:n_train])
-    held = {clusters[i] for i in split.val}
-    assert held.isdisjoint(clusters[i] for i in split.train)
-    missing = val_size - len(split.val)
+    held = {clusters[i] for i in parts.val}
+    assert held.isdisjoint(clusters[i] for i in parts.train)
+    missing = val_size - len(parts.val)
     assert missing >= 0
-    assert all(clusters.count(cluster) > missing for cluster in {clusters[i] for i in split.train})
+    assert all(clusters.count(cluster) > missing for cluster in {clusters[i] for i in parts.train})
 
-    assert split_records(records, n_train=n_train, val_size=val_size, seed=seed) == split
-    alone = split_records(records[:n_train], n_train=n_train, val_size=val_size, seed=seed)
-    assert alone == Split(split.train, split.val, ())  # what is tested plays no part in what is held out
+    assert split(records, n_train=n_train, val_size=val_size, seed=seed) == parts
+    alone = split(records[:n_train], n_train=n_train, val_size=val_size, seed=seed)
+    assert alone == Split(parts.train, parts.val, ())  # what is tested plays no part in what is held out
 
 
 def test_a_test_record_links_no_train_records() -> None:
@@ -114,7 +122,7 @@ def test_unrelated_records_are_held_out_to_the_exact_size(size: int, seed: int) 
 
 @pytest.mark.parametrize(("seed", "held"), [(0, (1, 4, 5, 11)), (1, (2, 6, 10, 11))])
 def test_the_held_out_records_are_pinned(seed: int, held: tuple[int, ...]) -> None:
-    assert split_records(records_of(DISTINCT[:20]), val_size=4, seed=seed).val == held
+    assert split(records_of(DISTINCT[:20]), val_size=4, seed=seed).val == held
 
 
 @pytest.mark.parametrize("size", [-1, 8, 10])
@@ -134,7 +142,21 @@ def test_fewer_than_two_records_are_refused(n: int) -> None:
 @settings(deadline=None)
 @given(keys=KEYS)
 def test_clusters_are_the_transitive_closure_of_equal_dialogues_and_equal_options(keys: list[tuple[int, int]]) -> None:
-    assert cluster_ids(records_of(keys)) == closure(keys)
+    records = records_of(keys)
+    assert cluster_ids(records) == cluster_ids(collect(records)) == closure(keys)
+    held = collect(records)
+    assert isinstance(held, Records)
+    assert split(held, n_train=len(keys) - 1, val_size=len(keys) // 3) == split(records, n_train=len(keys) - 1, val_size=len(keys) // 3)
+
+
+@settings(deadline=None)
+@given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=20))
+def test_equal_digests_have_one_number(pairs: list[tuple[int, int]]) -> None:
+    digests = np.array(pairs, np.uint64).reshape(-1, 2)
+    numbers = group_numbers(digests).tolist()
+    assert len(set(numbers)) == len(set(pairs))
+    assert [numbers[i] == numbers[j] for i in range(len(pairs)) for j in range(len(pairs))] == [a == b for a in pairs for b in pairs]
+    assert connected([digests]).tolist() == [sorted(set(pairs), key=pairs.index).index(pair) for pair in pairs]
 
 
 def test_a_dialogue_and_an_option_list_link_records_through_a_third() -> None:

@@ -12,7 +12,8 @@ import pytest
 from transformers import BloomConfig, GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmcoref.cli import main
-from mmcoref.data.encode import Encoder, Example
+from mmcoref.data.encode import Encoder
+from mmcoref.data.examples import NO_EXAMPLES, Examples, collect
 from mmcoref.data.file import dump_records
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.record import Record
@@ -33,32 +34,32 @@ def encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def examples(encoder: Encoder, dialogues: tuple[Record, ...]) -> list[Example]:
-    return encoder.encode(list(enumerate(dialogues))).examples
+def examples(encoder: Encoder, dialogues: tuple[Record, ...]) -> Examples:
+    return collect(encoder.encode(list(enumerate(dialogues))).examples)
 
 
 def config(**shape: Any) -> LlamaConfig:
     return LlamaConfig(**({"vocab_size": VOCABULARY, "max_position_embeddings": 2048} | shape))
 
 
-def test_ids_up_to_the_last_row_are_taken(encoder: Encoder, examples: list[Example]) -> None:
+def test_ids_up_to_the_last_row_are_taken(encoder: Encoder, examples: Examples) -> None:
     assert len(encoder.tokenizer) == VOCABULARY
-    limits.check_ids(config(), encoder, [examples, []], "x")
+    limits.check_ids(config(), encoder, [examples, NO_EXAMPLES], "x")
     largest = max(max(example.prompt_ids) for example in examples)
     limits.check_ids(config(vocab_size=largest + 1), encoder, [examples], "x")
     with pytest.raises(UserError, match=f"has the id {largest}, and the model's embedding has {largest} rows"):
-        limits.check_ids(config(vocab_size=largest), encoder, [[], examples], "x")
+        limits.check_ids(config(vocab_size=largest), encoder, [NO_EXAMPLES, examples], "x")
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_an_option_may_hold_the_largest_id(place: int, encoder: Encoder, examples: list[Example]) -> None:
+def test_an_option_may_hold_the_largest_id(place: int, encoder: Encoder, examples: Examples) -> None:
     four = list(examples[0].option_ids)
     four[place] = (*four[place], VOCABULARY + 3)
     with pytest.raises(UserError, match=rf"the tokenizer's token None has the id {VOCABULARY + 3}, .*resize_token_embeddings\(484\)"):
-        limits.check_ids(config(), encoder, [[replace(examples[0], option_ids=tuple(four))]], "x")
+        limits.check_ids(config(), encoder, [collect([replace(examples[0], option_ids=tuple(four))])], "x")
 
 
-def test_a_pad_token_without_a_row_is_named_with_both_fixes(tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> None:
+def test_a_pad_token_without_a_row_is_named_with_both_fixes(tokenizer: PreTrainedTokenizerFast, examples: Examples) -> None:
     padded = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, bos_token=tokenizer.bos_token, eos_token="<|end_of_text|>"
     )
@@ -71,7 +72,7 @@ def test_a_pad_token_without_a_row_is_named_with_both_fixes(tokenizer: PreTraine
     )
 
 
-def test_a_training_row_may_be_as_long_as_the_positions(examples: list[Example]) -> None:
+def test_a_training_row_may_be_as_long_as_the_positions(examples: Examples) -> None:
     longest = max(example.trained_tokens for example in examples)
     for shape in (config(max_position_embeddings=longest), GPT2Config(n_positions=longest), BloomConfig()):
         limits.check_training_length(shape, examples, "x", width=None)
@@ -83,13 +84,13 @@ def test_a_training_row_may_be_as_long_as_the_positions(examples: list[Example])
     )
 
 
-def test_as_published_a_row_is_as_long_as_it_is_padded(examples: list[Example]) -> None:
+def test_as_published_a_row_is_as_long_as_it_is_padded(examples: Examples) -> None:
     limits.check_training_length(config(max_position_embeddings=64), examples, "x", width=64)
     with pytest.raises(UserError, match=r"pads each record to data.max_tokens = 65 tokens: choose --data.max_tokens 64\."):
         limits.check_training_length(config(max_position_embeddings=64), examples, "x", width=65)
 
 
-def test_what_is_generated_needs_positions_too(examples: list[Example]) -> None:
+def test_what_is_generated_needs_positions_too(examples: Examples) -> None:
     prompt, tokens = max(len(example.prompt_ids) for example in examples), max(example.tokens for example in examples)
 
     def check(positions: int, max_new_tokens: int = 0, *, as_published: bool = False) -> None:
@@ -111,19 +112,19 @@ class _Trainer(SimpleNamespace):
     limit_val_batches: float = 1.0
 
 
-def _run(examples: list[Example], encoder: Encoder, positions: int, **settings: Any) -> Any:
+def _run(examples: Examples, encoder: Encoder, positions: int, **settings: Any) -> Any:
     """Check a run whose train records are short, and whose other records are the examples."""
     module = MMCorefModule(name="somewhere", **settings)
     module.restore_backbone(config(max_position_embeddings=positions).to_dict())
     data = MMCorefDataModule(tokenizer="somewhere")
     data._encoder = encoder
-    short = [replace(example, prompt_ids=example.prompt_ids[:5]) for example in examples]
-    data.train, data.val, data.test, data.unlabelled = short, [], examples, examples
+    short = collect([replace(example, prompt_ids=example.prompt_ids[:5]) for example in examples])
+    data.train, data.val, data.test, data.unlabelled = short, NO_EXAMPLES, examples, examples
     return lambda stage, **trainer: holding.check_limits(module, data, _Trainer(**trainer), stage)
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
-def test_each_stage_looks_at_what_it_asks(stage: str, encoder: Encoder, examples: list[Example]) -> None:
+def test_each_stage_looks_at_what_it_asks(stage: str, encoder: Encoder, examples: Examples) -> None:
     tokens, prompt = max(example.tokens for example in examples), max(len(example.prompt_ids) for example in examples)
     with pytest.raises(UserError, match="positions"):
         _run(examples, encoder, tokens - 1)(stage)
@@ -135,7 +136,7 @@ def test_each_stage_looks_at_what_it_asks(stage: str, encoder: Encoder, examples
         _run(examples, encoder, 1000, decoding="published")(stage)
 
 
-def test_a_fit_that_does_not_validate_needs_no_room_for_answers(encoder: Encoder, examples: list[Example]) -> None:
+def test_a_fit_that_does_not_validate_needs_no_room_for_answers(encoder: Encoder, examples: Examples) -> None:
     _run(examples, encoder, 60)("fit", limit_val_batches=0)
     tokens = max(example.tokens for example in examples)
     _run(examples, encoder, tokens, max_new_tokens=100, val_generate=False)("fit")

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from mmcoref.data.batch import EvalBatch, Rows, TrainBatch, packed_batch
-from mmcoref.data.encode import Example
+from mmcoref.data.example import Example
 from mmcoref.data.record import Record
 from mmcoref.model.adapters import Adapters, add_adapters, freeze
 from mmcoref.model.loading import lay_out

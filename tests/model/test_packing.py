@@ -11,7 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedTokenizerFast, Qwen3NextConfig
 
 from mmcoref.data.batch import IGNORED, eval_batch, packed_batch, train_batch
-from mmcoref.data.encode import Encoder, Example
+from mmcoref.data.encode import Encoder
+from mmcoref.data.example import Example
 from mmcoref.data.record import Record
 from mmcoref.model.packing import PACKED, allow_packing, can_pack
 from mmcoref.model.scoring import answer, target_loss_sum

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mmcoref.data.batch import EvalBatch, Rows, eval_batch, train_batch
-from mmcoref.data.encode import Encoder, Example
+from mmcoref.data.encode import Encoder
+from mmcoref.data.example import Example
 from mmcoref.data.record import Record
 from mmcoref.model import answering
 from mmcoref.model.scoring import _walk, answer, answer_as_published, target_loss_sum

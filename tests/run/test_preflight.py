@@ -19,7 +19,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from transformers import AutoConfig, LlamaConfig
 
 from mmcoref.atomic import temporary_of
-from mmcoref.data.encode import Example
+from mmcoref.data.example import Example
+from mmcoref.data.examples import collect
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.errors import UserError
 from mmcoref.model import need
@@ -211,7 +212,7 @@ def fit_of_8b(strategy: str, processes: int, **settings: Any) -> tuple[MMCorefMo
     module.restore_backbone(LlamaConfig(**LLAMA_3_1_8B).to_dict())
     data = MMCorefDataModule(tokenizer="somewhere/8b")
     example = Example(0, dialogue(0), tuple(range(300)), ((1,) * 16,) * 4)
-    data.train = [example] * 16
+    data.train = collect([example] * 16)
 
     class Sharded(ModelParallelStrategy):
         root_device = torch.device("cuda", 0)
