@@ -29,6 +29,7 @@ from mmcoref.run.launching import take_over
 from mmcoref.run.mistakes import of_the_trainer, told_in_one_sentence
 from mmcoref.run.options import OptionParser
 from mmcoref.run.progress import PlainProgress
+from mmcoref.run.provenance import check_data, identity, names_data
 from mmcoref.run.quiet import quiet
 from mmcoref.run.record import RunRecord
 from mmcoref.run.refusals import check_validation_interval
@@ -73,6 +74,7 @@ class MMCorefCLI(LightningCLI):
     """
 
     stored: Stored | None = None
+    names_data = False  # whether the user does, and not the checkpoint
 
     def __init__(self, args: Sequence[str], at_end: ExitStack) -> None:
         self._at_end = at_end
@@ -125,6 +127,7 @@ class MMCorefCLI(LightningCLI):
         self._subcommand_parsers[stage].set_defaults(defaults)
         self._parse(parser, args)
         self.config[stage].ckpt_path = str(path)
+        self.names_data = names_data(parser, stage, args, self.stored.config)
         resume.check_changes(self.stored, inherited, self._plain(stage), stage)
 
     def _parse(self, parser: LightningArgumentParser, args: list[str]) -> None:
@@ -246,6 +249,7 @@ class MMCorefCLI(LightningCLI):
     def before_fit(self) -> None:
         """Reads the data, so that a mistake in them is told first, and says what is to come."""
         self.datamodule.setup("fit")
+        self._check_data(training=True)
         preflight.check_window(self.stored, self.datamodule, self.trainer)
         check_validation_interval(self.datamodule, self.trainer)
         holding.check_limits(self.model, self.datamodule, self.trainer, "fit")
@@ -272,8 +276,14 @@ class MMCorefCLI(LightningCLI):
 
     def _before_answering(self, stage: str) -> None:
         self.datamodule.setup(stage)
+        if stage != "predict":
+            self._check_data(training=False)
         holding.check_limits(self.model, self.datamodule, self.trainer, stage)
         announce.answering(stage, self.model, self.datamodule, self.stored)
+
+    def _check_data(self, *, training: bool) -> None:
+        if self.stored is not None:
+            check_data(self.stored.data, identity(self.datamodule), given=self.names_data, training=training)
 
 
 class _Settings(MMCorefCLI):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from mmcoref.errors import UserError, at_least
 from mmcoref.model.answering import predict
 from mmcoref.model.limits import check_answering_length, check_ids
 from mmcoref.model.module import ROOM_AFTER_ANSWER, MMCorefModule
-from mmcoref.run.checkpoint import load_weights, read_stored
+from mmcoref.run.checkpoint import Stored, load_weights, read_stored
+from mmcoref.run.resume import inherit
+from mmcoref.run.tested import RECORD, tested_checkpoint
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,18 @@ class Resolver:
 
     def __init__(self, run: str | Path, *, best: bool = False, batch_size: int = 16, device: str | None = None) -> None:
         at_least(1, batch_size=batch_size)
-        stored = read_stored(_checkpoint(Path(run), best=best))
+        stored = _stored(Path(run).expanduser(), best=best)
+        settings = inherit(stored, "predict").settings
         self.batch_size = batch_size
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.module, data = MMCorefModule(**stored.config["model"]), MMCorefDataModule(**stored.config["data"])
+        self.module, data = MMCorefModule(**settings["model"]), MMCorefDataModule(**settings["data"])
         stored.restore(self.module, data)
         data.prepare_encoder(())
         self.encoder = data.encoder
         self.module.configure_model()
         load_weights(self.module, stored.path)
         self.module.to(self.device).eval()
-        self._seed = int(stored.config.get("seed_everything") or 0)
+        self._seed = int(settings.get("seed_everything") or 0)
 
     @overload
     def __call__(self, records: One) -> Answer: ...  # type: ignore[overload-overlap]  # a string is a sequence, too
@@ -110,20 +112,16 @@ class Resolver:
         return [answers[i] for i in range(len(records))]
 
 
-def _checkpoint(run: Path, *, best: bool) -> Path:
-    """A run's checkpoint file."""
+def _stored(run: Path, *, best: bool) -> Stored:
+    """Read what a run's checkpoint says."""
     if run.is_file() or (run / ".metadata").is_file():  # a sharded fit's checkpoint is a folder
-        return run
+        return read_stored(run)
     if not run.is_dir():
         raise UserError(f"{run}: no such run; name a folder such as lightning_logs/version_0, or a checkpoint file.")
-    record = run / "record.json"
-    if record.is_file():  # of a test, which names the checkpoint that it tested
-        tested = json.loads(record.read_text("utf-8")).get("checkpoint")
-        if tested is None:
-            raise UserError(f"{run}: the record of an untrained model, without a checkpoint; name the folder of a fit.")
-        return Path(tested["path"])
+    if (run / RECORD).is_file():
+        return tested_checkpoint(run)
     file = run / "checkpoints" / ("best.ckpt" if best else "last.ckpt")
     if not file.exists():
         kept = "it is kept by a fit with --data.val_size" if best else "name the folder of a fit"
         raise UserError(f"{file}: no such checkpoint; {kept}.")
-    return file
+    return read_stored(file)

@@ -30,6 +30,7 @@ from mmcoref.errors import USER_ERROR_EXIT, UserError
 from mmcoref.model.module import SKIPPED_STEPS, MMCorefModule
 from mmcoref.run import progress
 from mmcoref.run.callbacks import Checkpoints
+from mmcoref.run.checkpoint import read_stored
 from tests.conftest import published_path
 
 Mmcoref = Callable[..., int]
@@ -248,7 +249,8 @@ def test_a_checkpoint_alone_rebuilds_model_tokenizer_data_and_settings(
     assert record["split"] == {"train": 7, "val": 2, "test": 3}
     assert record["n"] == 3
     assert not record["partial"]
-    assert record["checkpoint"] == {"path": "lightning_logs/version_0/checkpoints/last.ckpt", "step": 4}
+    last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    assert record["checkpoint"] == {"path": str(last), "step": 4, "digest": read_stored(last).digest}
 
 
 def test_the_command_line_wins_over_the_checkpoint_out_loud(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from mmcoref.data.tokenizer import load_tokenizer, pack_tokenizer, unpack_tokeni
 from mmcoref.errors import UserError
 from mmcoref.model.backbone import load_backbone
 from mmcoref.run.checkpoint import AtomicCheckpointIO
+from mmcoref.run.integrity import SUMS
 from mmcoref.run.sharded_folder import read_metadata
 from tests.conftest import llama
 from tests.test_cli import CPU, refused
@@ -66,7 +67,10 @@ def file(fitted: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(fitted: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(fitted / "sharded/lightning_logs/version_0/checkpoints/last.ckpt", tmp_path / "its.ckpt"))
+    """Without checksums, which are no lock: whoever changes a file can write others."""
+    copy = Path(shutil.copytree(fitted / "sharded/lightning_logs/version_0/checkpoints/last.ckpt", tmp_path / "its.ckpt"))
+    (copy / SUMS).unlink()
+    return copy
 
 
 def described(folder: Path) -> Metadata:

@@ -25,6 +25,7 @@ from mmcoref.run import slurm
 from mmcoref.run.checkpoint import CONFIG_KEY, LAST, WINDOW_KEY
 from mmcoref.run.files import link
 from mmcoref.run.folder import run_folder
+from mmcoref.run.provenance import DATA_KEY, identity
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +221,7 @@ class StoredConfig(pl.Callback):
             "data": {"micro_batch_size": pl_module.data.hparams["micro_batch_size"]},
         }
         replicas = pl_module.data.replicas(trainer)["num_replicas"]
+        checkpoint[DATA_KEY] = identity(pl_module.data)._asdict()
         checkpoint[WINDOW_KEY] = pl_module.data.rows * trainer.accumulate_grad_batches * replicas
         checkpoint[CONFIG_KEY] = self.config | {section: self.config[section] | values for section, values in decided.items()}
 

@@ -20,6 +20,8 @@ from mmcoref.model.module import MMCorefModule
 from mmcoref.model.optim import Schedule
 from mmcoref.run.files import kept, link, meta_of, read_file, read_folder
 from mmcoref.run.folder import VERSION, versions
+from mmcoref.run.integrity import check, check_structure, check_together, digest
+from mmcoref.run.provenance import DATA_KEY, DataIdentity
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +54,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Maps a file instead of reading it, so that processes on one machine share its pages and nobody reads what it skips.
+        """Check a file's bytes, then map it, so that processes on one machine share its pages and nobody copies what it skips.
 
-        The folder of a sharded run is put together in memory.
+        The folder of a sharded run is put together in memory. Every process must take part.
+
+        Raises:
+            UserError: it is damaged, or holds what no checkpoint needs.
         """
-        return read_folder(Path(path), training=self.training) if Path(path).is_dir() else read_file(Path(path))
+        check_together(Path(path), training=self.training)
+        return _read(Path(path), training=self.training)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint that a better one replaces.
@@ -83,6 +89,8 @@ class Stored:
         base: fingerprint of the frozen weights, where the checkpoint holds adapters only.
         window: records of an optimizer step; None where the file does not say.
         schedule: of the learning rate, as `Schedule` has it; None where the file does not say.
+        data: that the run was trained on; None where the file does not say.
+        digest: that names the checkpoint; None for a folder without checksums.
         best_step: of the best validated step before this checkpoint; None without a validation part.
     """
 
@@ -95,12 +103,27 @@ class Stored:
     window: int | None
     schedule: dict[str, Any] | None = None
     best_step: int | None = None
+    data: DataIdentity | None = None
+    digest: str | None = None
 
     def restore(self, model: MMCorefModule, data: MMCorefDataModule) -> None:
         """Lets both rebuild what they were trained with, from this file alone."""
         model.restore_backbone(self.backbone, self.base)
         model.restore_schedule(self.schedule, self.step)
         data.restore_tokenizer(self.tokenizer)
+
+    def named(self) -> dict[str, Any]:
+        """Name the checkpoint in results: where it is, and what is in it."""
+        return {"path": str(self.path.absolute()), "step": self.step, "digest": self.digest}
+
+    def check_unchanged(self) -> None:
+        """Check that the checkpoint is still the one that was read.
+
+        Raises:
+            UserError: another has taken its place.
+        """
+        if digest(self.path) != self.digest:
+            raise UserError(f"{self.path}: was replaced while this run started, perhaps by a training run: start again, or name a copy.")
 
     @property
     def run_folder(self) -> Path | None:
@@ -121,7 +144,10 @@ def read_stored(path: str | Path) -> Stored:
         UserError: no such file, a broken one, or one that this package did not write.
     """
     path = Path(path)
-    checkpoint = read_file(meta_of(path) if path.is_dir() else path, "meta")
+    structure = meta_of(path) if path.is_dir() else path
+    if structure.exists():  # else it is reported when it is read
+        check_structure(path)
+    checkpoint = read_file(structure, "meta")
     missing = [key for key in ("mmcoref_backbone", "mmcoref_tokenizer") if key not in checkpoint]
     if missing:
         raise UserError(f"{path}: expected a checkpoint that mmcoref wrote, but it has no {' and '.join(missing)}.")
@@ -137,17 +163,25 @@ def read_stored(path: str | Path) -> Stored:
         checkpoint["mmcoref_tokenizer"],
         checkpoint.get("mmcoref_base"),
         checkpoint.get(WINDOW_KEY),
-        _checked(path, checkpoint.get("mmcoref_schedule"), Schedule | None),
+        _plain(path, checkpoint.get("mmcoref_schedule"), Schedule | None, "the learning rate's schedule"),
         _best_step(checkpoint),
+        _checked(path, checkpoint.get(DATA_KEY), DataIdentity | None, "its data"),
+        digest(path),
     )
 
 
-def _checked(path: Path, value: Any, kind: Any) -> Any:
-    try:
-        TypeAdapter(kind).validate_python(value)
-    except ValidationError:
-        raise UserError(f"{path}: is damaged, or not one of mmcoref's: it holds {value!r} as the learning rate's schedule.") from None
+def _plain(path: Path, value: Any, kind: Any, what: str) -> Any:
+    """Give a value as it is, if it is of its type."""
+    _checked(path, value, kind, what)
     return value
+
+
+def _checked(path: Path, value: Any, kind: Any, what: str) -> Any:
+    """Give a value as its type has it."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        raise UserError(f"{path}: is damaged, or not one of mmcoref's: it holds {value!r} as {what}.") from None
 
 
 def _best_step(checkpoint: dict[str, Any]) -> int | None:
@@ -158,9 +192,14 @@ def _best_step(checkpoint: dict[str, Any]) -> int | None:
 
 def load_weights(module: MMCorefModule, path: Path) -> None:
     """Loads a checkpoint's weights into a module whose model has been built from it."""
-    checkpoint = AtomicCheckpointIO(training=False).load_checkpoint(path)
+    check(path, training=False)
+    checkpoint = _read(path, training=False)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
+
+
+def _read(path: Path, *, training: bool) -> dict[str, Any]:
+    return read_folder(path, training=training) if path.is_dir() else read_file(path)
 
 
 def find_last(root: Path, *, best: bool = False) -> Path | None:

@@ -53,7 +53,13 @@ class RunRecord(pl.Callback):
         self._start = 0.0
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock.
+
+        Raises:
+            UserError: another checkpoint has taken the place of the one whose settings were read.
+        """
+        if self.stored is not None and trainer.state.fn != "fit":
+            self.stored.check_unchanged()
         self._mine, self._start = [], time.perf_counter()
 
     on_predict_start = on_validation_start = on_test_start
@@ -123,7 +129,8 @@ class RunRecord(pl.Callback):
         record = {
             "config": self.config,
             "training": None if self.stored is None else self.stored.config,
-            "checkpoint": None if self.stored is None else {"path": str(self.stored.path), "step": self.stored.step},
+            "training_data": None if self.stored is None or self.stored.data is None else self.stored.data._asdict(),
+            "checkpoint": None if self.stored is None else self.stored.named(),
             "versions": _versions(),
             "git": _git(),
             "data": {"path": data.hparams["path"], "sha256": data.file.sha256, "records": len(records)},  # type: ignore[union-attr]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
+from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mmcoref.atomic import cannot_write, temporary_of
 from mmcoref.errors import UserError
 from mmcoref.run.files import cannot_read, cause, kept, meta_of, read_file, replace
+from mmcoref.run.integrity import check_together, sums_of, write_sums
 from mmcoref.run.sharded_folder import load_into
 
 SHARDED = "sharded"
@@ -48,6 +50,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """
         try:
             path = Path(self.broadcast(str(checkpoint_path)))
+            check_together(path, training=bool(self.optimizers))
             return self._load_folder(path) if path.is_dir() else super().load_checkpoint(path, weights_only=True)
         except UserError:
             raise
@@ -81,12 +84,16 @@ class ShardedStrategy(ModelParallelStrategy):
         self.barrier()
         try:
             super().save_checkpoint(checkpoint, temporary, storage_options)
+            self.barrier()  # the first process has written for all, too
+            sums = sums_of(temporary, self.global_rank)
         except (CheckpointException, OSError, RuntimeError) as error:
             if self.is_global_zero:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise cannot_write(target, cause(error), kept(target)) from error
-        self.barrier()
+        every: list[dict[str, str]] = [{}] * self.world_size
+        distributed.all_gather_object(every, sums)
         if self.is_global_zero:
+            write_sums(temporary, every)
             replace(target, temporary)
         self.barrier()
 

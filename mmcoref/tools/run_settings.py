@@ -40,19 +40,20 @@ def decisive_test(test: Settings) -> dict[str, Any]:
     return {**_without(test, _DECIDES_NO_ANSWER), "precision": test.trainer.get("precision")}
 
 
-def decisive_training(training: Settings, tested: str, digest: str) -> dict[str, Any]:
+def decisive_training(training: Settings, tested: str, digest: str, trained: str | None = None) -> dict[str, Any]:
     """What decides a fit's weights at a given step, but the seed.
 
     Args:
         training: the fit's settings.
         tested: the data file that the test read.
         digest: its SHA-256, which stands for the file if the fit read the same.
+        trained: that of the file that the fit read, if the results say it.
     """
     path = training.data.get("path")
     return {
         **_without(training, _DECIDES_NO_WEIGHT),
         "trainer": {key: training.trainer.get(key) for key in _DECIDES_WEIGHTS},
-        "file": digest if path == tested else path,
+        "file": trained or (digest if path == tested else path),
         "window": _window(training),
     }
 

@@ -53,6 +53,7 @@ class _Score(BaseModel):
 class _Checkpoint(BaseModel):
     path: str
     step: NonNegativeInt
+    digest: str | None = None  # results of earlier versions have none
 
 
 class _Data(BaseModel):
@@ -84,6 +85,7 @@ class RecordFile(BaseModel):
     seed: StrictBool | StrictInt | None
     config: Settings
     training: Settings | None
+    training_data: _Data | None = None  # the same
     checkpoint: _Checkpoint | None
     data: _Data
     metrics: _Each[_Score]
@@ -147,11 +149,14 @@ class Run:
         training, checkpoint, data = self.record.training, self.record.checkpoint, self.record.data
         # Without all of the fit's settings nothing shows that two checkpoints differ in the seed only.
         whole = training is not None and training.trainer
+        trained = self.record.training_data
         form = {
             "decoding": self.record.decoding,
             "test": decisive_test(self.record.config),
             "step": self.step,
-            "training": decisive_training(training, data.path, data.sha256) if training and whole else checkpoint and checkpoint.path,
+            "training": decisive_training(training, data.path, data.sha256, trained.sha256 if trained else None)
+            if training and whole
+            else checkpoint and (checkpoint.digest or checkpoint.path),
         }
         return same_form(form)
 
