@@ -23,6 +23,10 @@ _DAY = 24 * 60 * 60.0
 _FOLDER = "--trainer.default_root_dir"
 
 
+class CannotWrite(UserError):
+    """A disk has refused a file."""
+
+
 @contextmanager
 def whole_bytes(target: Path, *, keep_part: bool = False, then: str = "", option: str = _FOLDER) -> Iterator[BinaryIO]:
     """Open a file that takes its final name when the block ends without an error.
@@ -190,7 +194,7 @@ def _runs(process: int) -> bool:
     return True
 
 
-def cannot_write(target: Path, error: BaseException, then: str = "", *, option: str = _FOLDER) -> UserError:
+def cannot_write(target: Path, error: BaseException, then: str = "", *, option: str = _FOLDER) -> CannotWrite:
     """Say why something could not be written, and what to do about it.
 
     Args:
@@ -201,7 +205,7 @@ def cannot_write(target: Path, error: BaseException, then: str = "", *, option: 
     """
     why, do = _reason(target, error)
     elsewhere = f"choose another folder with {option}"
-    return UserError(_sentences(f"{target}: could not be written: {why}; {f'{do}, or ' if do else ''}{elsewhere}.", then))
+    return CannotWrite(_sentences(f"{target}: could not be written: {why}; {f'{do}, or ' if do else ''}{elsewhere}.", then))
 
 
 def _reason(target: Path, error: BaseException) -> tuple[str, str]:
@@ -226,7 +230,8 @@ def _reason(target: Path, error: BaseException) -> tuple[str, str]:
 
 
 def _free(target: Path) -> str:
-    return f"{_free_bytes(target) / 2**30:.2f} GiB are free"
+    free = _free_bytes(target)
+    return f"{free / 2**30:.1f} GiB are free" if free >= 2**30 else f"{free / 2**20:.1f} MiB are free"
 
 
 def _free_bytes(target: Path) -> int:

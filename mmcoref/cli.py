@@ -21,8 +21,7 @@ from mmcoref.text import PrintableFormatter, printable
 
 log = logging.getLogger(__name__)
 
-_OTHERS_SECONDS = 60.0  # for the other processes of this machine to end after a run that is done
-_OTHERS_SECONDS_FAILED = 3.0  # after one that is not
+_OTHERS_SECONDS = 60.0  # for the other processes of this machine to end
 
 _TRAINER_PROGRAMS = {
     "fit": "train a model on the train records",
@@ -88,8 +87,8 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             code = _reported(argv)
         finally:
-            # The others end by themselves if all is well; after a failure they may wait for this process for ever.
-            failed = PEERS.close(_OTHERS_SECONDS if code == 0 else _OTHERS_SECONDS_FAILED)
+            # The others end by themselves if all is well or all have stopped; after a failure they may wait for ever.
+            failed = PEERS.close(_OTHERS_SECONDS if code == 0 or (code or 0) > 128 else 0)
         if code == 0 and failed is not None:
             print(f"mmcoref: error: {failed[0]}.", file=sys.stderr)
             return failed[1]
@@ -106,6 +105,7 @@ def _reported(argv: Sequence[str]) -> int:
     try:
         return _run(argv)
     except UserError as error:
+        PEERS.let_leader_speak()
         print(f"mmcoref: error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT
     except BrokenPipeError:  # `mmcoref audit FILE | head`: who reads has seen enough
@@ -116,6 +116,7 @@ def _reported(argv: Sequence[str]) -> int:
     except Exception as error:
         explained = PEERS.explained(error)
         if explained is None:
+            PEERS.let_leader_speak()
             raise
         print(f"mmcoref: error: {explained}", file=sys.stderr)
         return 1

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mmcoref.atomic import sync, temporary_of
+from mmcoref.atomic import cannot_write, sync, temporary_of
 from mmcoref.errors import UserError, first_line
 from mmcoref.run.sharded_folder import METADATA, read_optimizer_states, read_weights
 
@@ -100,15 +100,23 @@ def link(source: Path, target: Path) -> None:
     Args:
         source: the checkpoint, a file or the folder of a sharded run.
         target: its second name, in the same folder or another.
+
+    Raises:
+        CannotWrite: the disk refuses the second name; the checkpoint itself is as it was.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(target)
-    remove(temporary)
-    if source.is_dir():
-        shutil.copytree(source, temporary, copy_function=_link_file)
-    else:
-        _link_file(source, temporary)
-    replace(target, temporary)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=_link_file)
+        else:
+            _link_file(source, temporary)
+        replace(target, temporary)
+    except OSError as error:
+        with suppress(OSError):
+            remove(temporary)
+        raise cannot_write(target, error, f"{source} is whole.") from error
 
 
 def _link_file(source: Path | str, target: Path | str) -> None:

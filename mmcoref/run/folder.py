@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from filelock import FileLock, Timeout
 
+from mmcoref.atomic import cannot_write
 from mmcoref.errors import UserError
 from mmcoref.run.launchers import is_first
 
@@ -97,6 +98,8 @@ def _claim(root: Path) -> Path:
             return folder
         except FileExistsError:
             number += 1
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
 
 def share_version(loggers: Any, version: str) -> None:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from mmcoref.run.curves import tolerate
 from mmcoref.run.peers import LEADER, PEERS
 
 
@@ -41,10 +42,11 @@ class WatchedLauncher(_SubprocessScriptLauncher):
 
 
 def take_over(trainer: pl.Trainer) -> None:
-    """Let the processes and signals of a trainer be ours, whatever strategy it was given.
+    """Let the processes, signals and loggers of a trainer be ours, whatever strategy it was given.
 
     Lightning's handlers broadcast from inside a signal, which hangs; under Slurm they save where no resume of ours looks.
     """
+    tolerate(trainer.loggers)
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     launcher = trainer.strategy.launcher
     if type(launcher) is _SubprocessScriptLauncher:

@@ -114,6 +114,11 @@ class Peers:
                 self._say(f"mmcoref: error: process 0 (number {leader}) has ended before the others; the run ends.")
             self._end(1)
 
+    def let_leader_speak(self) -> None:
+        """Wait a moment before this process says what is wrong: if all have met the same, the first one says it, and ends this one."""
+        if os.environ.get(LEADER):
+            self._closing.wait(_GRACE_SECONDS / 2)
+
     # ------------------------------------------------------------------ of both
 
     def explained(self, error: BaseException) -> UserError | None:

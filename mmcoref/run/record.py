@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mmcoref.evaluation.report import HONEST, METRICS, PUBLISHED_RULES, report
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run.checkpoint import Stored, over_processes
 from mmcoref.run.folder import run_folder
+from mmcoref.run.rescue import keep
 from mmcoref.run.table import print_scores, readable
 from mmcoref.text import to_json
 
@@ -104,10 +106,9 @@ class RunRecord(pl.Callback):
         if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         _assert_each_once(predictions, len(_data(trainer).unlabelled), whole=not _limited(trainer))
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "predictions.jsonl"
-        write_text(file, _json_lines(_line(prediction) for prediction in predictions))
-        log.info("%d predictions written to %s", len(predictions), file)
+        lines = _json_lines(_line(prediction) for prediction in predictions)
+        keep(folder, {"predictions.jsonl": lambda file: write_text(file, lines)})
+        log.info("%d predictions written to %s", len(predictions), folder / "predictions.jsonl")
 
     def _write_record(self, trainer: pl.Trainer, stage: str, examples: Examples) -> None:
         """Gathers every process's predictions; the first process writes."""
@@ -147,7 +148,6 @@ class RunRecord(pl.Callback):
             "seconds": round(seconds, 3),
             "peak_memory_gib": round(memory, 3),
         }
-        folder.mkdir(parents=True, exist_ok=True)
         others: dict[int, list[Prediction]] = {}
         for prediction in predictions:
             others.setdefault(prediction.index, []).append(prediction)
@@ -155,10 +155,15 @@ class RunRecord(pl.Callback):
             _line(prediction) | _judged(prediction, cluster, others[prediction.index])
             for prediction, cluster in zip(answers, clusters, strict=True)
         ]
-        write_text(folder / "predictions.jsonl", _json_lines(lines))
-        write_text(folder / "eval_test.txt", readable(answers, record))
-        write_text(folder / "record.json", to_json(record, indent=2, allow_nan=False) + "\n")
-        print_scores(record, folder)
+        try:
+            print_scores(record, folder)  # whatever the disk says, the scores are known
+        finally:
+            texts = {
+                "predictions.jsonl": _json_lines(lines),
+                "eval_test.txt": readable(answers, record),
+                "record.json": to_json(record, indent=2, allow_nan=False) + "\n",
+            }
+            keep(folder, {name: partial(write_text, text=text) for name, text in texts.items()})
 
 
 def _line(prediction: Prediction) -> dict[str, Any]:
