@@ -250,7 +250,7 @@ def test_weights_that_are_a_pickled_call(model: Path, data_file: Path, capsys: p
         shard.unlink()
     torch.save({"lm_head.weight": Planted()}, model / "pytorch_model.bin")
     said = refused(capsys, "test", "--model.name", str(model), "--data.path", str(data_file), *CPU)
-    assert "its pytorch_model.bin is broken, or holds objects that could run code: it was not read" in said
+    assert "pytorch_model.bin: is broken, or holds objects that could run code: it was not read" in said
 
 
 def test_weights_in_pickle_are_read_where_they_are_that_only(model: Path, llama_folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:

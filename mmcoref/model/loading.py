@@ -6,11 +6,12 @@ and filled from the files. No process ever holds a second copy of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from mmcoref.errors import UserError, first_line
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SAMPLED = 16  # numbers of each tensor that a fingerprint looks at
+_SINGLE, _PICKLED = "model.safetensors", "pytorch_model.bin"  # of which an index beside them may name several
 
 
 def lay_out(config: PretrainedConfig) -> PreTrainedModel:
@@ -81,30 +81,80 @@ def fill(lm: PreTrainedModel, folder: Path) -> None:
 
 def _open(folder: Path, opened: ExitStack) -> dict[str, Callable[[str], Any]]:
     """For each tensor of a folder's files what gives a slice of it; nothing is read yet."""
-    files = sorted({*json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()}) if (folder / _INDEX).is_file() else [_SINGLE]
     found: dict[str, Callable[[str], Any]] = {}
-    for file in files:
-        if not (folder / file).is_file():
-            if len(files) == 1:
-                return {}  # no safetensors: whatever else is there is transformers' business
-            raise UserError(f"{folder}: {file} is missing, which {_INDEX} names: complete the copy.")
-        try:
-            shard = opened.enter_context(safe_open(folder / file, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{folder / file}: not a whole safetensors file ({first_line(error)}): copy or download it again.") from None
+    for file in _files(folder, _SINGLE):  # no safetensors: whatever else is there is transformers' business
+        shard = _safetensors(file, opened)
         found |= dict.fromkeys(shard.keys(), shard.get_slice)
     return found
+
+
+def open_weights(folder: Path, opened: ExitStack, *, pickled: bool = True) -> dict[str, Callable[[], Tensor]]:
+    """Open a folder's weights as they are in its files, in whatever format transformers reads them.
+
+    Args:
+        folder: of the model.
+        opened: what closes the files.
+        pickled: whether pytorch_model.bin is read where there are no safetensors.
+
+    Returns:
+        For each tensor what gives it, as a view into its mapped file.
+
+    Raises:
+        UserError: a file is missing, or broken.
+    """
+    found: dict[str, Callable[[], Tensor]] = {}
+    for file in _files(folder, _SINGLE):
+        shard = _safetensors(file, opened)
+        found |= {name: partial(shard.get_tensor, name) for name in shard.keys()}  # noqa: SIM118  # no dict
+    if found or not pickled:
+        return found
+    for file in _files(folder, _PICKLED):
+        try:
+            tensors = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
+            found |= {name: partial(tensors.get, name) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        except Exception as error:  # whatever torch makes of hostile or broken bytes
+            raise _broken(file, error) from None
+    return found
+
+
+def _files(folder: Path, single: str) -> list[Path]:
+    """A folder's files of weights: those that an index names, or the single one; none where there are none."""
+    index = folder / f"{single}.index.json"
+    if not index.is_file():
+        return [folder / single] if (folder / single).is_file() else []
+    try:
+        names = sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{index}: expected the names of the files of weights, got something else ({type(error).__name__}).") from None
+    if outside:
+        raise UserError(f"{index}: names a file outside its folder, {outside[0]!r}: it was not read.")
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing, which {index.name} names: complete the copy.")
+    return [folder / name for name in names]
+
+
+def _safetensors(file: Path, opened: ExitStack) -> Any:
+    try:
+        return opened.enter_context(safe_open(file, framework="pt"))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a whole safetensors file ({first_line(error)}): copy or download it again.") from None
+
+
+def _broken(file: Path, error: Exception) -> UserError:
+    """What to say of pickled weights; torch advises to run what it has refused "if you trust the source"."""
+    refused = isinstance(error, pickle.UnpicklingError)
+    what = "is broken, or holds objects that could run code" if refused else f"is broken ({first_line(error)})"
+    return UserError(f"{file}: {what}: it was not read; choose a copy in safetensors.")
 
 
 def _converted(folder: Path) -> dict[str, Tensor]:
     """A folder's weights as transformers loads them: a whole copy in the memory of each process."""
     try:
         lm = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
-    except pickle.UnpicklingError:  # its text advises to run what was refused "if you trust the source"
-        raise UserError(
-            f"model.name {str(folder)!r}: its pytorch_model.bin is broken, or holds objects that could run code: it was not read; "
-            "choose a copy in safetensors."
-        ) from None
+    except pickle.UnpicklingError as error:
+        raise _broken(folder / _PICKLED, error) from None
     except Exception as error:  # whatever transformers makes of hostile or broken files
         raise UserError(f"model.name {str(folder)!r}: cannot be loaded as a causal language model: {first_line(error)}") from None
     return dict(lm.state_dict())
@@ -129,18 +179,3 @@ def _write(target: Tensor, source: Any) -> None:
 
 def _mismatch(folder: Path, name: str, found: Any, expected: Any) -> UserError:
     return UserError(f"{folder}: {name} has the shape {list(found)} and its config.json asks for {list(expected)}: they are of two models.")
-
-
-def fingerprint(folder: Path) -> str:
-    """A hex digest of a folder's weights: names, shapes and some numbers of each tensor, read in a second however large they are."""
-    digest = hashlib.sha256()
-    with ExitStack() as opened:
-        for name, values in _sampled(_open(folder, opened)):
-            digest.update(f"{name} {values.shape}".encode())
-            digest.update(values.flatten()[:_SAMPLED].float().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _sampled(stored: dict[str, Callable[[str], Any]]) -> Iterator[tuple[str, Tensor]]:
-    for name in sorted(stored):
-        yield name, stored[name](name)[:1]

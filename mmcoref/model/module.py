@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,7 +17,6 @@ from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mmcoref.data.batch import EvalBatch, TrainBatch
-from mmcoref.data.hub import fetch
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.order import FILE_ORDER, Permutations
 from mmcoref.data.pretrained import restored_config
@@ -28,12 +28,14 @@ from mmcoref.evaluation.prediction import Prediction
 from mmcoref.model.adapters import Adapters
 from mmcoref.model.answering import Decoding, predict
 from mmcoref.model.backbone import Place, backbone_config, build_backbone, load_backbone
-from mmcoref.model.loading import checkpoint_blocks, fingerprint
+from mmcoref.model.base import compared_fingerprint
+from mmcoref.model.loading import checkpoint_blocks
 from mmcoref.model.optim import Schedule, clip_gradients, parameter_groups
 from mmcoref.model.packing import allow_packing
 from mmcoref.model.scoring import Agree, alone, answer, target_loss_sum
 from mmcoref.model.windows import cut_windows
 from mmcoref.ranges import in_ranges
+from mmcoref.together import once_per_machine
 
 SKIPPED_STEPS = 20  # in a row: loss scaling starts at 2^16 and halves with each
 ROOM_AFTER_ANSWER = 8  # tokens beyond the longest answer, so that an answer with something behind it shows itself
@@ -154,11 +156,9 @@ class MMCorefModule(pl.LightningModule):
         if self._backbone_config is not None and not self.base_apart:
             self.lm = build_backbone(self._backbone_config, place, adapters)
         else:
-            if self._base is not None and fingerprint(fetch(self.hparams["name"], weights=True)) != self._base:
-                raise UserError(
-                    f"model.name {self.hparams['name']}: its weights are not those that the checkpoint's adapters were trained beside: "
-                    "name the folder of those with --model.name."
-                )
+            if self.base_apart:
+                compared = partial(compared_fingerprint, self.hparams["name"], self._base, self._backbone_config)
+                self._base = compared() if self._trainer is None else once_per_machine(compared)
             tokenizer = None if self._trainer is None else self.data.tokenizer
             self.lm = load_backbone(self.hparams["name"], tokenizer, place, adapters)
         if self._trainer is not None and self.data.packed:
@@ -334,8 +334,6 @@ class MMCorefModule(pl.LightningModule):
         checkpoint["mmcoref_tokenizer"] = pack_tokenizer(self.data.tokenizer)
         checkpoint["mmcoref_schedule"] = None if self._schedule is None else asdict(self._schedule)
         if self.base_apart:
-            if self._base is None:
-                self._base = fingerprint(fetch(self.hparams["name"], weights=True))
             checkpoint["mmcoref_base"] = self._base
             checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in self._trained()}
 

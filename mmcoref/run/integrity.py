@@ -16,9 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
 
-from torch import distributed
-
 from mmcoref.errors import UserError, first_line
+from mmcoref.together import once_per_machine
 
 log = logging.getLogger(__name__)
 
@@ -114,25 +113,7 @@ def check_together(path: Path, *, training: bool) -> None:
     Raises:
         UserError: on every process, if one has found damage.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        check(path, training=training)
-        return
-    problem = None
-    if _is_first_of_machine():
-        try:
-            check(path, training=training)
-        except UserError as error:
-            problem = str(error)
-    problems: list[str | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(problems, problem)
-    for said in problems:
-        if said is not None:
-            raise UserError(said)
-
-
-def _is_first_of_machine() -> bool:
-    """Whether no other process of this machine checks the same bytes, as its launcher's variables say."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) == 0
+    once_per_machine(lambda: check(path, training=training))
 
 
 # ---------------------------------------------------------------------- sums of a folder

@@ -97,7 +97,7 @@ def test_a_run_of_adapters_is_saved_without_the_model_tested_and_gone_on_with(
     changed.save_pretrained(other)
     tokenizer.save_pretrained(other)
     error = refused(capsys, "test", "--ckpt_path", "last", "--model.name", str(other), *CPU)
-    assert "its weights are not those that the checkpoint's adapters were trained beside" in error
+    assert "its weights are not those that the checkpoint's adapters were trained with" in error
 
 
 def test_adapters_of_tiny_are_saved_with_it_as_it_is_in_no_folder(data_file: Path) -> None:

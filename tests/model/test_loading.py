@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaModel, PreTrainedTokenizerFa
 
 from mmcoref.errors import UserError
 from mmcoref.model.backbone import build_backbone, load_backbone
-from mmcoref.model.loading import fill, fingerprint, give_memory, lay_out
+from mmcoref.model.base import fingerprint
+from mmcoref.model.loading import fill, give_memory, lay_out
 from tests.conftest import llama
 
 CPU = torch.device("cpu")
@@ -82,7 +84,7 @@ def test_a_missing_file_a_cut_one_and_another_shape_are_told_in_one_sentence(fol
 
 def test_a_fingerprint_goes_by_weights_and_not_by_files(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     first = fingerprint(folder)
-    assert len(first) == 64
+    assert re.fullmatch("sha256:[0-9a-f]{64}", first)
     model = AutoModelForCausalLM.from_pretrained(folder)
     other = tmp_path_factory.mktemp("other")
     model.save_pretrained(other)
