@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,18 +16,19 @@ HERE, THERE = "here", "there"
 
 
 @pytest.fixture
-def others(monkeypatch: pytest.MonkeyPatch) -> list[_Outcome]:
+def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[_Outcome]]:
     """What the other processes tell this one."""
     told: list[_Outcome] = []
 
     def gather(every: list[Any], mine: _Outcome) -> None:
         every[:] = [*told, mine]
 
-    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed, "get_world_size", lambda: len(told) + 1)
-    monkeypatch.setattr(distributed, "all_gather_object", gather)
-    monkeypatch.setattr(platform, "node", lambda: HERE)
-    return told
+    with monkeypatch.context() as patched:  # undone before the group that is not there is ended
+        patched.setattr(distributed, "is_initialized", lambda: True)
+        patched.setattr(distributed, "get_world_size", lambda: len(told) + 1)
+        patched.setattr(distributed, "all_gather_object", gather)
+        patched.setattr(platform, "node", lambda: HERE)
+        yield told
 
 
 def never() -> str:
