@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from mmcoref import __version__
 from mmcoref.errors import USER_ERROR_EXIT, Stopped, UserError
-from mmcoref.run import launchers, slurm
+from mmcoref.run import ending, launchers, slurm
 from mmcoref.run.ending import leave
 from mmcoref.run.output import broken_pipe, end_outputs, protect_outputs
 from mmcoref.run.peers import PEERS
@@ -106,7 +106,9 @@ def _reported(argv: Sequence[str]) -> int:
         return _run(argv)
     except UserError as error:
         PEERS.let_leader_speak()
-        print(f"mmcoref: error: {error}", file=sys.stderr)
+        # Before its processes have met, a run fails on all of a machine's processes alike.
+        if PEERS.launched or launchers.is_first_here() or ending.was_one_of_several():
+            print(f"mmcoref: error: {error}", file=sys.stderr)
         return USER_ERROR_EXIT
     except BrokenPipeError:  # `mmcoref audit FILE | head`: who reads has seen enough
         return broken_pipe()

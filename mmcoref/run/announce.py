@@ -13,6 +13,7 @@ from mmcoref.model.module import MMCorefModule
 from mmcoref.run.callbacks import Checkpoints, TimeLimit, last_checkpoint
 from mmcoref.run.checkpoint import Stored
 from mmcoref.run.folder import typed
+from mmcoref.run.launchers import launcher_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,9 @@ def _processes(trainer: pl.Trainer) -> None:
     if trainer.num_nodes > 1:
         meeting = getattr(trainer.strategy, "cluster_environment", None)
         where = f" at {meeting.main_address}:{meeting.main_port}" if meeting else ""
-        log.info("waits for the processes of %d machines%s; torchrun starts them on each", trainer.num_nodes, where)
+        launcher = launcher_of()
+        name = launcher.name if launcher else "torchrun"
+        log.info("waits for the processes of %d machines%s; %s starts them on each", trainer.num_nodes, where, name)
     cores = os.cpu_count() or 1
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
         log.warning("%d processes share %d processors: this will be slow", trainer.num_devices, cores)

@@ -40,6 +40,11 @@ def part() -> None:
         distributed.destroy_process_group()
 
 
+def was_one_of_several() -> bool:
+    """Whether this process has met the others of its run."""
+    return _one_of_several
+
+
 def leave(code: int) -> NoReturn:
     """Ends the process as Python does: threads are waited for, exit handlers run, streams flushed.
 

@@ -99,6 +99,11 @@ class Peers:
 
     # ------------------------------------------------------------------ of a launched process
 
+    @property
+    def launched(self) -> bool:
+        """Whether another process of the run has launched this one."""
+        return LEADER in os.environ
+
     def watch_leader(self) -> None:
         """End this process when the one that has launched it is gone; do nothing in others."""
         leader = os.environ.get(LEADER, "")
@@ -116,7 +121,7 @@ class Peers:
 
     def let_leader_speak(self) -> None:
         """Wait a moment before this process says what is wrong: if all have met the same, the first one says it, and ends this one."""
-        if os.environ.get(LEADER):
+        if self.launched:
             self._closing.wait(_GRACE_SECONDS / 2)
 
     # ------------------------------------------------------------------ of both
@@ -132,7 +137,7 @@ class Peers:
         """
         if not _of_transport(error):
             return None
-        if os.environ.get(LEADER):
+        if self.launched:
             self._closing.wait(_JUDGEMENT_SECONDS)  # the first process says who it was, and ends this one
         deadline = time.monotonic() + _GRACE_SECONDS
         while self._children and time.monotonic() < deadline:

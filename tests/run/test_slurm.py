@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from mmcoref.lightning_cli import fit_settings
 from mmcoref.run import slurm
+from mmcoref.run.launchers import check_launcher
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def scontrol(folder: Path, body: str) -> str:
@@ -59,3 +65,34 @@ def test_nothing_but_a_number_reaches_the_command(tmp_path: Path, monkeypatch: p
     assert not slurm.requeue({"SLURM_JOB_ID": "12; rm"})
     assert not (tmp_path / "asked").exists()
     assert not slurm.in_job({})
+
+
+def sbatch_files() -> list[str]:
+    text = (ROOT / "docs" / "slurm.md").read_text("utf-8")
+    return re.findall(r"```bash\n(#!/bin/bash\n.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_documented_jobs_start_the_processes_that_their_settings_ask_for(nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    job = sbatch_files()[nodes - 1]
+    asked = dict(re.findall(r"#SBATCH --([\w-]+)=(\S+)", job))
+    command = shlex.split(job[job.index("srun mmcoref") :].replace("\\\n", " "))
+    settings = fit_settings(command[command.index("fit") + 1 :])
+    trainer, data = settings["trainer"], settings["data"]
+    assert (trainer["num_nodes"], trainer["devices"]) == (nodes, 8) == (int(asked["nodes"]), int(asked["gpus-per-node"]))
+    tasks = int(asked["nodes"]) * int(asked["ntasks-per-node"])
+    environment = {
+        "SLURM_JOB_NAME": asked["job-name"],
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_STEP_NUM_TASKS": str(tasks),
+        "SLURM_NTASKS_PER_NODE": asked["ntasks-per-node"],
+        "SLURM_NNODES": asked["nodes"],
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }
+    check_launcher(trainer["devices"], trainer["num_nodes"], environment)
+    assert tasks * data["batch_size"] * trainer["accumulate_grad_batches"] == 64
+    assert asked["signal"].startswith("SIGUSR1@")
+    assert "--requeue" in job
+    assert command[command.index("--ckpt_path") + 1] == "last"
