@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import errno
+import locale
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def suggestion(name: str, names: Collection[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{near[0]}?" if near else "."
 
 
-def check_config(value: str, names: Names, section: str | None = None) -> None:
+def check_config(value: str, names: Names, section: str | None = None) -> str:
     """Check what `--config`, or a section's option such as `--model`, is given: a file, or YAML itself.
 
     Args:
@@ -67,12 +68,16 @@ def check_config(value: str, names: Names, section: str | None = None) -> None:
         names: what can be set.
         section: the section that the settings belong to; None for a config of all sections.
 
+    Returns:
+        What the parser is to be given: the same, or the text of a file that the parser would read in the encoding of this
+        machine's locale, which is another.
+
     Raises:
         UserError: what is wrong with it, and in which line.
     """
     source = _read(value, f"--{section or 'config'}")
     if source.text is None:
-        return
+        return value
     root = _compose(source)
     if not isinstance(root, MappingNode):
         if not source.is_file:
@@ -91,6 +96,8 @@ def check_config(value: str, names: Names, section: str | None = None) -> None:
             _check_section(source, name, key, node, names)
         elif name not in _ELSEWHERE:
             _check_setting(source, name, key, names)
+    as_it_is = source.text.isascii() or codecs.lookup(locale.getencoding()).name == "utf-8"
+    return value if as_it_is else source.text
 
 
 def _check_section(source: _Source, name: str, key: Node, node: Node, names: Names) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from types import NoneType
@@ -52,16 +53,19 @@ class OptionParser(LightningArgumentParser):
         parser = self._subcommands_action.choices[program]
         names = _names(parser)
         configs, others_ = split_configs(options, sorted(names.sections))
+        ordered: list[str] = []
         for option, value in configs:
-            if value is not None:
-                check_config(value, names, None if option == _CONFIG else option.removeprefix("--"))
-        ordered = [word for option, value in configs for word in ((option,) if value is None else (option, value))]
+            section = None if option == _CONFIG else option.removeprefix("--")
+            ordered += [option] if value is None else [option, check_config(value, names, section)]
         try:
             parsed = super().parse_args([program, *ordered, *others_], *others, **kwargs)
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(None, _unknown(str(error), parser) or str(error)) from None
         except UnicodeDecodeError:
             raise UserError("a file that an option names is not UTF-8; save it as UTF-8.") from None
+        except UnicodeEncodeError:
+            here = sys.getfilesystemencoding()
+            raise UserError(f"file names here are in {here}, which lacks characters of the options; set PYTHONUTF8=1.") from None
         parsed[program] = _plain(parsed[program])
         check_values(parser, parsed[program])
         check_settings(program, {action.dest: parsed[program].get(action.dest) for action in _settings(parser)})

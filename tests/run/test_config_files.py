@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,15 @@ def test_a_config_that_is_no_file(value: str, sentence: str) -> None:
 def test_a_whole_config_passes(content: str) -> None:
     Path("q.yaml").write_text(content, "utf-8")
     check_config("q.yaml", NAMES)
+
+
+def test_a_config_is_utf_8_whatever_the_locale_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("q.yaml").write_text("\ufeff" + KOREAN, "utf-8")
+    assert check_config("q.yaml", NAMES) == "q.yaml"
+    monkeypatch.setattr(locale, "getencoding", lambda: "cp949")
+    assert check_config("q.yaml", NAMES) == KOREAN
+    Path("q.yaml").write_text("model: {lr: 1}\n", "utf-8")
+    assert check_config("q.yaml", NAMES) == "q.yaml"
 
 
 @settings(max_examples=60, deadline=None)
