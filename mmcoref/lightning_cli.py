@@ -224,7 +224,8 @@ class MMCorefCLI(LightningCLI):
             device = "cpu" if on_cpu(trainer["accelerator"]) else "cuda"
             plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
         kwargs["plugins"] = plugins
-        callbacks = [RunFolder(self.folder), *(trainer.get("callbacks") or []), StoredConfig(settings)]
+        given = trainer.get("callbacks") or []
+        callbacks = [RunFolder(self.folder), *(given if isinstance(given, list) else [given]), StoredConfig(settings)]
         callbacks += [RunRecord(settings, self.stored), PlainProgress(), StopWhenAsked()]
         if trainer["logger"] is None or trainer["logger"] is True:
             kwargs["logger"] = self._logger()
@@ -238,6 +239,8 @@ class MMCorefCLI(LightningCLI):
                 kwargs["max_time"] = None
             made = super().instantiate_trainer(**kwargs, callbacks=callbacks)
         take_over(made)
+        announce.profile(made, self.folder)
+        announce.trial(made)
         return made
 
     def _logger(self) -> TensorBoardLogger:

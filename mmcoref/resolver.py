@@ -19,6 +19,7 @@ from mmcoref.errors import UserError, at_least
 from mmcoref.model.answering import predict
 from mmcoref.model.limits import check_answering_length, check_ids
 from mmcoref.model.module import ROOM_AFTER_ANSWER, MMCorefModule
+from mmcoref.paths import user_path
 from mmcoref.run.checkpoint import Stored, load_weights, read_stored
 from mmcoref.run.resume import inherit
 from mmcoref.run.tested import RECORD, tested_checkpoint
@@ -52,7 +53,7 @@ class Resolver:
 
     def __init__(self, run: str | Path, *, best: bool = False, batch_size: int = 16, device: str | None = None) -> None:
         at_least(1, batch_size=batch_size)
-        stored = _stored(Path(run).expanduser(), best=best)
+        stored = _stored(user_path(run), best=best)
         settings = inherit(stored, "predict").settings
         self.batch_size = batch_size
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "mmcoref"
 ROOMS = ("data", "evaluation", "model", "run", "tools")  # in the order in which a dialogue passes them
 DOORS = ("cli", "lightning_cli", "resolver", "__main__")  # they may know every room
-FREE = ("atomic", "errors", "ranges", "text", "together")
+FREE = ("atomic", "errors", "paths", "ranges", "text", "together")
 
 
 def imported(file: Path) -> set[str]:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from mmcoref.data.items import Items, unreadable
 from mmcoref.data.record import Record, validate_record
 from mmcoref.errors import UserError
+from mmcoref.paths import user_path
 
 PUBLISHED_SOURCE = "github.com/MMC-K/multimodal_dialogue_coreference_resolution (data/ai_responses.json)"
 _SHOWN_RECORDS = 20
@@ -128,7 +129,7 @@ def open_data(path: str) -> BinaryIO:
     Raises:
         UserError: it is not there, or cannot be read.
     """
-    file = Path(path)
+    file = user_path(path)
     try:
         return file.open("rb")
     except FileNotFoundError:

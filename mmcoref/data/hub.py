@@ -10,6 +10,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from mmcoref.errors import UserError, first_line
+from mmcoref.paths import user_path
 
 _TEXT = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]  # config, tokenizer, chat template, index of the weights
 _WEIGHTS = ["*.safetensors"]
@@ -28,7 +29,7 @@ def fetch(name: str, *, weights: bool = False) -> Path:
     Raises:
         UserError: the hub does not give it, and the cache does not have it.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         return folder
     cache = Path(constants.HF_HUB_CACHE)

@@ -237,8 +237,13 @@ class MMCorefModule(pl.LightningModule):
         if self._not_finite > (SKIPPED_STEPS if skips else 0):
             raise UserError(
                 f"train/loss is {loss} at optimizer step {self.trainer.global_step + 1}, and no checkpoint was written since: lower "
-                f"--model.lr, or compute more exactly than in {self.trainer.precision}, such as with --trainer.precision 32-true."
+                f"--model.lr{self._more_exactly()}."
             )
+
+    def _more_exactly(self) -> str:
+        """Suggest a precision in which the loss may be a number, if there is one."""
+        exact = {"32-true": "64-true", "64-true": ""}.get(str(self.trainer.precision), "32-true")
+        return f", or compute more exactly than in {self.trainer.precision}, with --trainer.precision {exact}" if exact else ""
 
     def configure_optimizers(self) -> Any:
         """AdamW, warm-up over `warmup_steps` optimizer steps, then linear decay to 0 at the run's last step."""

@@ -37,7 +37,8 @@ def terms_of(config: PretrainedConfig, settings: Mapping[str, Any], data: MMCore
         rows=data.rows,
         accumulate=trainer.accumulate_grad_batches,
         micro_batch_size=data.hparams["micro_batch_size"],
-        counted=any(isinstance(count, int) for count in (trainer.limit_train_batches, trainer.val_check_interval)),
+        # Lightning's trainer has no interval if it is a time.
+        counted=any(isinstance(count, int) for count in (trainer.limit_train_batches, getattr(trainer, "val_check_interval", None))),
         published=data.as_published,
         eval_rows=0 if trainer.limit_val_batches == 0 else data.hparams["eval_batch_size"],
         precision=str(trainer.precision),

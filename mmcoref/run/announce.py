@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.model.module import MMCorefModule
@@ -66,6 +68,21 @@ def _processes(trainer: pl.Trainer) -> None:
         log.warning("%d processes share %d processors: this will be slow", trainer.num_devices, cores)
 
 
+def trial(trainer: pl.Trainer) -> None:
+    """Report before a trial run that it will leave nothing."""
+    if batches := int(trainer.fast_dev_run):  # type: ignore[attr-defined]
+        log.info("trainer.fast_dev_run: a trial of %d %s; nothing is written", batches, "batch" if batches == 1 else "batches")
+
+
+def profile(trainer: pl.Trainer, folder: Path) -> None:
+    """Have a profiler, if there is one, write into the run's folder: Lightning would log its figures where nobody sees them."""
+    profiler = trainer.profiler  # type: ignore[attr-defined]
+    if isinstance(profiler, PassThroughProfiler):
+        return
+    profiler.dirpath, profiler.filename = profiler.dirpath or folder, profiler.filename or "profile"
+    log.info("trainer.profiler: writes to %s when the run ends", profiler.dirpath)
+
+
 def fitted(trainer: pl.Trainer, stored: Stored | None) -> None:
     """Report why a run ended before its time, where its checkpoint is, and what comes next.
 
@@ -83,7 +100,7 @@ def fitted(trainer: pl.Trainer, stored: Stored | None) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, TimeLimit) and (callback.time_remaining() or 0) <= 0:
             log.info("stopped at step %d: the time of --trainer.max_time is over", trainer.global_step)
-    if keeper.saved_step is None and stored is None:
+    if trainer.fast_dev_run or (keeper.saved_step is None and stored is None):  # type: ignore[attr-defined]
         return
     last = last_checkpoint(trainer) if keeper.saved_step is not None else stored.path  # type: ignore[union-attr]
     module = trainer.lightning_module

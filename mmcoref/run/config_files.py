@@ -9,13 +9,13 @@ import locale
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from mmcoref.errors import UserError
+from mmcoref.paths import user_path
 
 _MOST_VALUES = 100_000  # aliases of aliases unfold into billions from ten lines
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -129,7 +129,7 @@ def _read(value: str, option: str) -> _Source:
     inline = _Source(f"{option} {first if len(first) <= 60 else first[:60] + '…'}", value, is_file=False)
     if not first:
         raise UserError(f"{option}: expected a file, got an empty text.")
-    file = Path(value).expanduser()
+    file = user_path(value)
     try:
         if file.is_dir():
             raise UserError(f"{option} {value}: expected a file, got a folder; name the file in it.")
@@ -163,7 +163,7 @@ def _is_cp949(raw: bytes) -> bool:
 
 
 def _near_file(value: str) -> str:
-    file = Path(value).expanduser()
+    file = user_path(value)
     try:
         names = [path.name for path in file.parent.iterdir() if path.is_file()]
     except (OSError, ValueError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,6 +20,7 @@ from mmcoref.model.capacity import machine_memory
 from mmcoref.model.memory import PUBLISHED_SHAPES, shape_of
 from mmcoref.model.module import MMCorefModule
 from mmcoref.model.need import Need, Terms, need_of
+from mmcoref.paths import user_path
 from mmcoref.run.terms import LORA_RANK, count_devices, machine_of, on_cpu, terms_of
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def known_config(name: str) -> PretrainedConfig | None:
     """A model's config, where no hub has to be asked for it: of a folder, or one of the published models."""
     if name in PUBLISHED_SHAPES:
         return LlamaConfig(**PUBLISHED_SHAPES[name])
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     try:
         return read_config(folder, name) if folder.is_dir() else None
     except UserError:

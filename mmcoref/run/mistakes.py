@@ -26,8 +26,20 @@ def told_in_one_sentence(program: str) -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        if not _of_a_stock_callback(error):
+            raise
+        raise UserError(f"trainer.callbacks: {first_line(error)}") from error
     except argparse.ArgumentError as error:
         raise UserError(f"{option_sentence(str(error))} (mmcoref {program} --help lists the options)") from None
+
+
+def _of_a_stock_callback(error: BaseException) -> bool:
+    """Whether one of Lightning's callbacks, which a run has if the user asks for them, raised an error itself."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.pytorch.callbacks.")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -15,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mmcoref.errors import UserError
+from mmcoref.paths import user_path
 from mmcoref.run.config_files import Names, check_config, suggestion
 from mmcoref.run.mistakes import class_sentence
 from mmcoref.run.refusals import check_settings
@@ -182,5 +182,5 @@ def _plain(value: Any) -> Any:
     elif isinstance(value, Enum) and isinstance(value, str):
         return str(value.value)
     elif isinstance(value, str) and value.startswith("~"):
-        return os.path.expanduser(value)
+        return str(user_path(value))
     return value

@@ -27,6 +27,7 @@ from mmcoref.data.pretrained import read_config
 from mmcoref.data.tokenizer import TINY_NAMES
 from mmcoref.errors import UserError, first_line
 from mmcoref.model.memory import Shape
+from mmcoref.paths import user_path
 from mmcoref.run.checkpoint import Stored
 from mmcoref.run.launchers import check_launcher
 from mmcoref.run.terms import processes
@@ -47,7 +48,7 @@ def check_model(name: str) -> Any:
     """
     if name in TINY_NAMES:
         return None
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.is_dir():
         folder = _check_hub(name)
     elif not (folder / "config.json").is_file():
@@ -163,7 +164,7 @@ def check_disk(folder: Path, checkpoint: int, *, model: str) -> None:
             f"{folder}: a checkpoint has {checkpoint / 1e9:.1f} GB, and two stand there while one is replaced: {needed / 1e9:.1f} GB, "
             f"and {free / 1e9:.1f} GB are free: make room, or choose another disk with --trainer.default_root_dir."
         )
-    if model in TINY_NAMES or Path(model).expanduser().is_dir():
+    if model in TINY_NAMES or user_path(model).is_dir():
         return
     needed, free = _download_bytes(model), _free(Path(constants.HF_HUB_CACHE))
     if needed > free:
@@ -192,7 +193,7 @@ def _free(folder: Path) -> int:
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
-    folder = folder.expanduser().absolute()
+    folder = user_path(folder).absolute()
     while not folder.exists():
         folder = folder.parent
     return folder

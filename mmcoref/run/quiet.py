@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+
+from huggingface_hub.utils.tqdm import disable_progress_bars
+from transformers.utils.logging import disable_progress_bar
 
 
 def quiet() -> None:
@@ -12,6 +16,9 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of five tries to reach it: what came of them is told
+    if not sys.stderr.isatty():  # bars of loaded weights and downloads would fill a log
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+        disable_progress_bars()
     for message in (
         ".*does not have many workers.*",  # collating takes microseconds: workers only cost
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run goes on in its folder

@@ -74,7 +74,7 @@ def check_validation_interval(data: MMCorefDataModule, trainer: pl.Trainer) -> N
     Raises:
         UserError: it has fewer, so that it would never be validated.
     """
-    interval = trainer.val_check_interval
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning has none if it is a time
     if not isinstance(interval, int) or trainer.check_val_every_n_epoch is None or trainer.limit_val_batches == 0:
         return
     passes = batches_per_epoch(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from mmcoref.errors import UserError
+from mmcoref.paths import user_path
+from mmcoref.run.config_files import suggestion
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,4 +29,22 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(f"{self._program}: {message}; see {self.prog} --help.")
+        word = message.removeprefix("unrecognized arguments: ").split()[0]
+        hint = ""
+        if word.startswith("--") and message.startswith("unrecognized"):
+            hint = suggestion(word.lstrip("-"), [option[2:] for option in self._option_string_actions if option.startswith("--")], "--")
+        raise UserError(f"{self._program}: {message}{hint.rstrip('.')}; see {self.prog} --help.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        """Read the options that are known, with the home folder for `~`."""
+        options, others = super().parse_known_args(args, namespace)
+        for name, value in vars(options).items():
+            if isinstance(value, list):
+                setattr(options, name, [_expanded(item) for item in value])
+            else:
+                setattr(options, name, _expanded(value))
+        return options, others
+
+
+def _expanded(value: Any) -> Any:
+    return type(value)(user_path(value)) if isinstance(value, str | Path) and str(value).startswith("~") else value

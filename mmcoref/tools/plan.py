@@ -27,6 +27,7 @@ from mmcoref.model.backbone import tiny_config
 from mmcoref.model.memory import FULL, PUBLISHED_SHAPES
 from mmcoref.model.module import MMCorefModule
 from mmcoref.model.need import Need, Terms, need_of
+from mmcoref.paths import user_path
 from mmcoref.run.callbacks import Checkpoints
 from mmcoref.run.terms import Machine, check_trainer, machine_of, terms_of
 from mmcoref.text import plain_console
@@ -141,7 +142,7 @@ def _model(name: str, records: Sequence[Record] | None) -> tuple[PretrainedConfi
 
 def _local(name: str) -> Path | None:
     """A model's folder, or its place in the hub's cache."""
-    if (folder := Path(name).expanduser()).is_dir():
+    if (folder := user_path(name)).is_dir():
         return folder
     try:
         return Path(snapshot_download(name, local_files_only=True))

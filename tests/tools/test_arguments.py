@@ -12,7 +12,8 @@ from mmcoref.cli import main
     [
         (["sample", "--n", "many", "--out", "x"], "sample: argument --n: invalid int value: 'many'"),
         (["sample"], "sample: the following arguments are required: --out"),
-        (["audit", "--jsn", "x"], "audit: unrecognized arguments: --jsn"),
+        (["audit", "--jsn", "x"], "audit: unrecognized arguments: --jsn; did you mean --json?"),
+        (["audit", "--zzz", "x"], "audit: unrecognized arguments: --zzz; see"),
         (["compare", "--metric", "f1", "x"], "compare: argument --metric: invalid choice: 'f1'"),
     ],
 )
