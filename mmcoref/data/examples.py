@@ -76,6 +76,18 @@ class Examples(Sequence[Example]):
         own = self.own_text(place)
         return Record.model_validate_json(own) if own else reorder(self.records[index], order)
 
+    def record_of(self, index: int) -> Record:
+        """Return the record, as it was encoded, that has a place in the file; examples are by ascending place.
+
+        Raises:
+            KeyError: it was not encoded.
+        """
+        place = int(np.searchsorted(self.indices, index))
+        if place == len(self) or self.indices[place] != index:
+            raise KeyError(index)
+        own = self.own_text(place)
+        return Record.model_validate_json(own) if own else self.records[index]
+
     @property
     def _lengths(self) -> NDArray[np.int32]:
         return self.table["lengths"].reshape(-1, OPTIONS + 1)

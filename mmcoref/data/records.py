@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmcoref.data.file import open_data, stream_records
-from mmcoref.data.record import LETTERS, Letter, Record
+from mmcoref.data.record import Record
 from mmcoref.data.table import Columns, Table, build, check_same, key_of
 from mmcoref.data.unicode import normalise
 
@@ -124,12 +123,6 @@ def sha256_of(path: str) -> str:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def majority_letter(gold: NDArray[np.int8]) -> Letter:
-    """Return the letter that is right most often; the earlier one of equals."""
-    counts: Counter[int] = Counter(gold.tolist())
-    return LETTERS[min(counts, key=lambda place: (-counts[place], place))]
 
 
 def digest_of(texts: Sequence[str]) -> bytes:

@@ -46,7 +46,7 @@ def split_records(records: Sequence[Record], *, n_train: int | None = None, val_
     test = range(n_train, len(records))
     if val_size == 0:
         return Split(range(n_train), range(0), test)
-    held = _hold_out(_cluster_numbers(records, n_train), val_size, seed)
+    held = _hold_out(cluster_numbers(records, n_train), val_size, seed)
     return Split(_indices(~held), _indices(held), test)
 
 
@@ -75,11 +75,11 @@ def cluster_ids(records: Sequence[Record]) -> list[int]:
     through other records: a model that saw one has seen part of the other. Texts that differ only in the encoding
     of their characters or in spaces are the same.
     """
-    return [int(cluster) for cluster in _cluster_numbers(records, len(records))]
+    return [int(cluster) for cluster in cluster_numbers(records, len(records))]
 
 
-def _cluster_numbers(records: Sequence[Record], n: int) -> NDArray[np.int64]:
-    """(n,) the cluster numbers of the first n records."""
+def cluster_numbers(records: Sequence[Record], n: int) -> NDArray[np.int64]:
+    """Return (n,), the cluster numbers of the first n records, as `cluster_ids` gives them."""
     if isinstance(records, Records):
         digests = [records.dialogue_digests[:n], records.options_digests[:n]]
     else:

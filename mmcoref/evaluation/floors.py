@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mmcoref.data.record import LETTERS, Option, Record, Speaker
+from mmcoref.data.record import LETTERS, Letter, Option, Record, Speaker
 from mmcoref.data.unicode import normalise
 from mmcoref.evaluation.answer import same_photo
 
@@ -33,29 +33,47 @@ class Floor:
     n: int
 
 
-class FloorHits(NamedTuple):
-    """Where one rule is right: for each test record, whether it names the gold option (None: it names none) and the gold owner."""
+class Rule(NamedTuple):
+    """A rule that answers without a model.
+
+    Attributes:
+        name: what it does.
+        right: record -> whether it names the gold option (None: it names none), and the gold option's owner.
+    """
 
     name: str
-    object: tuple[bool, ...] | None
-    photo: tuple[bool, ...]
+    right: Callable[[Record], tuple[bool | None, bool]]
 
-    @property
-    def counted(self) -> Floor:
-        """How many records the rule is right on."""
-        return Floor(self.name, None if self.object is None else sum(self.object), sum(self.photo), len(self.photo))
+
+def rules(majority: Letter) -> tuple[Rule, ...]:
+    """Return the four rules: the majority letter of the train part, two readings of "mentioned last", and the other speaker."""
+    return (
+        _option_rule(f"always {majority}", lambda record: record.options[LETTERS.index(majority)]),
+        _option_rule("mentioned last, whole noun", lambda record: _mentioned_last(record, _noun)),
+        _option_rule("mentioned last, last word", lambda record: _mentioned_last(record, _last_word)),
+        Rule("photo of the speaker not named", lambda record: (None, _other_speaker_is_right(record))),
+    )
+
+
+def majority_letter(golds: Mapping[Letter, int]) -> Letter:
+    """Return the letter that is right most often; the earlier one of equals.
+
+    Args:
+        golds: letter -> how many records it is right for.
+
+    Raises:
+        ValueError: there is no record.
+    """
+    if not golds:
+        raise ValueError("expected train records, got none")
+    return min(golds, key=lambda letter: (-golds[letter], letter))
 
 
 def floors(train: Sequence[Record], test: Sequence[Record]) -> list[Floor]:
-    """How many records of `test` each rule of `floor_hits` gets right."""
-    return [hits.counted for hits in floor_hits(train, test)]
-
-
-def floor_hits(train: Sequence[Record], test: Sequence[Record]) -> list[FloorHits]:
-    """The four rules on `test`: the majority letter of `train`, two readings of "mentioned last", and the other speaker.
+    """Count how many records of `test` each of the four rules gets right.
 
     Args:
-        train: records with solutions; only their gold letters are used (on a tie the earlier letter is the majority).
+        train: records with solutions; only their gold letters are used.
         test: records with solutions.
 
     Raises:
@@ -63,14 +81,12 @@ def floor_hits(train: Sequence[Record], test: Sequence[Record]) -> list[FloorHit
     """
     if not train or not test:
         raise ValueError(f"expected train and test records, got {len(train)} and {len(test)}")
-    letters = Counter(record.gold.letter for record in train)
-    majority = min(letters, key=lambda letter: (-letters[letter], letter))
-    return [
-        _option_floor(f"always {majority}", lambda record: record.options[LETTERS.index(majority)], test),
-        _option_floor("mentioned last, whole noun", lambda record: _mentioned_last(record, _noun), test),
-        _option_floor("mentioned last, last word", lambda record: _mentioned_last(record, _last_word), test),
-        FloorHits("photo of the speaker not named", None, tuple(map(_other_speaker_is_right, test))),
-    ]
+    found = []
+    for rule in rules(majority_letter(Counter(record.gold.letter for record in train))):
+        right = [rule.right(record) for record in test]
+        named = None if right[0][0] is None else sum(bool(option) for option, _ in right)
+        found.append(Floor(rule.name, named, sum(photo for _, photo in right), len(test)))
+    return found
 
 
 def best_object(found: Sequence[Floor]) -> Floor:
@@ -91,13 +107,12 @@ def best_photo(found: Sequence[Floor]) -> Floor:
     return max(found, key=lambda floor: floor.photo)
 
 
-def _option_floor(name: str, answer: Callable[[Record], Option], test: Sequence[Record]) -> FloorHits:
-    answered = [(answer(record), record.gold) for record in test]
-    return FloorHits(
-        name,
-        object=tuple(option == gold for option, gold in answered),
-        photo=tuple(same_photo(option, gold) for option, gold in answered),
-    )
+def _option_rule(name: str, answer: Callable[[Record], Option]) -> Rule:
+    def right(record: Record) -> tuple[bool, bool]:
+        option = answer(record)
+        return option == record.gold, same_photo(option, record.gold)
+
+    return Rule(name, right)
 
 
 def _mentioned_last(record: Record, word: Callable[[Option], str]) -> Option:

@@ -5,17 +5,15 @@ Legend of shapes: N records, K orders of each, O = 4 options.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
-from mmcoref.data.order import FILE_ORDER
+import numpy as np
+from numpy.typing import NDArray
+
 from mmcoref.data.record import LETTERS
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.stats import cluster_bootstrap, recall_by_letter, recall_spread
-
-Choice = Callable[[Prediction], int | None]  # the place, in the order asked, of the option that was chosen
 
 
 def by_text(prediction: Prediction) -> int | None:
@@ -29,7 +27,14 @@ def by_likelihood(prediction: Prediction) -> int | None:
     return prediction.by_likelihood
 
 
-def permutation_report(predictions: Sequence[Prediction], clusters: Sequence[int], choice: Choice) -> dict[str, Any]:
+def in_file(prediction: Prediction, place: int | None) -> int | None:
+    """Return the place in the file of the option that has a place in the order asked."""
+    return None if place is None else prediction.order[place]
+
+
+def permutation_report(
+    chosen: NDArray[np.integer[Any]], asked_gold: NDArray[np.integer[Any]], clusters: Sequence[int] | NDArray[np.integer[Any]]
+) -> dict[str, Any]:
     """How a model's choices stand up to other orders of the options.
 
     - `mean_accuracy`: over all N x K askings.
@@ -45,46 +50,32 @@ def permutation_report(predictions: Sequence[Prediction], clusters: Sequence[int
     are one record's evidence.
 
     Args:
-        predictions: K of each record, all records in the same K orders, the file's among them.
-        clusters: N cluster numbers, by ascending place in the file.
-        choice: what counts as the model's choice.
-
-    Raises:
-        ValueError: a record has other orders than the first one, or the file's order is missing.
+        chosen: (N, K) the place in the file of the option that was chosen, in the file's order and in others; -1 for none.
+        asked_gold: (N, K) the place of the right option in the order asked; the file's order is the first.
+        clusters: (N,) cluster numbers.
     """
-    ranked = sorted(predictions, key=lambda prediction: (prediction.index, prediction.order))
-    by_record = [list(asked) for _, asked in groupby(ranked, key=lambda prediction: prediction.index)]
-    orders = [prediction.order for prediction in by_record[0]]
-    if any([prediction.order for prediction in asked] != orders for asked in by_record) or orders[0] != FILE_ORDER:
-        raise ValueError("expected every record in the same orders, the file's among them")
-    table = []
-    for asked in by_record:
-        chosen = [_in_file(prediction, choice(prediction)) for prediction in asked]
-        gold = asked[0].gold_place  # in the file's order, which comes first
-        right = [option == gold for option in chosen]
-        flips = sum(option != chosen[0] for option in chosen)
-        table.append([sum(right) / len(right), all(right), _majority(chosen) == gold, flips / max(1, len(chosen) - 1)])
+    K = chosen.shape[1]
+    right = chosen == asked_gold[:, :1]
+    flips = (chosen != chosen[:, :1]).sum(1)
+    table = np.column_stack([right.sum(1) / K, right.all(1), _majority(chosen) == asked_gold[:, 0], flips / max(1, K - 1)])
     names = ("mean_accuracy", "all_right", "majority_vote", "flip_rate")
     intervals = cluster_bootstrap(table, clusters)
-    recalls = recall_by_letter(
-        [choice(prediction) == prediction.gold_place for prediction in ranked], [LETTERS[prediction.gold_place] for prediction in ranked]
-    )
+    letters = [LETTERS[place] for place in asked_gold.ravel().tolist()]
+    recalls = recall_by_letter(right.ravel().tolist(), letters)
     return {
         **{
-            name: {"value": sum(float(row[i]) for row in table) / len(table), "interval": list(intervals[i])}
-            for i, name in enumerate(names)
+            name: {"value": sum(column) / len(table), "interval": list(interval)}
+            for name, column, interval in zip(names, table.T.tolist(), intervals, strict=True)
         },
-        "unparsable": {"k": sum(choice(prediction) is None for prediction in ranked), "n": len(ranked)},
+        "unparsable": {"k": int((chosen < 0).sum()), "n": chosen.size},
         "recall": {recall.letter: {"k": recall.k, "n": recall.n} for recall in recalls},
         "recall_spread": recall_spread(recalls),
     }
 
 
-def _in_file(prediction: Prediction, place: int | None) -> int | None:
-    return None if place is None else prediction.order[place]
-
-
-def _majority(chosen: Sequence[int | None]) -> int | None:
-    """The option named most often; None where two are, or none is."""
-    votes = Counter(option for option in chosen if option is not None).most_common(2)
-    return votes[0][0] if votes and (len(votes) == 1 or votes[0][1] > votes[1][1]) else None
+def _majority(chosen: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """(N,) the option named most often; -1 where two are, or none is."""
+    votes = np.stack([(chosen == place).sum(1) for place in range(len(LETTERS))], axis=1)
+    most = votes.max(1)
+    alone = (votes == most[:, None]).sum(1) == 1
+    return np.where((most > 0) & alone, votes.argmax(1), -1)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mmcoref.data.order import FILE_ORDER
-from mmcoref.data.record import Record
-from mmcoref.evaluation.answer import Failure
-from mmcoref.evaluation.floors import best_object, best_photo, floor_hits
-from mmcoref.evaluation.permutations import by_likelihood, by_text, permutation_report
-from mmcoref.evaluation.prediction import Prediction
+from mmcoref.data.record import LETTERS
+from mmcoref.evaluation.floors import best_object, best_photo
+from mmcoref.evaluation.permutations import permutation_report
 from mmcoref.evaluation.stats import (
     brier_scores,
     cluster_bootstrap,
@@ -25,43 +22,40 @@ from mmcoref.evaluation.stats import (
     recall_spread,
     wilson,
 )
+from mmcoref.evaluation.tally import VERDICTS, Tally
 
 HONEST = ("object_accuracy", "photo_accuracy", "exact_match")
 PUBLISHED_RULES = ("object_published_rule", "photo_published_rule")
-METRICS = (*HONEST, *PUBLISHED_RULES)
+METRICS = VERDICTS
 # Object accuracy without generated text: the letter that the model would write, and the likeliest option.
 BY_SCORE = ("letter_accuracy", "likelihood_accuracy")
 
 
-def report(predictions: Sequence[Prediction], *, train: Sequence[Record], clusters: Sequence[int]) -> dict[str, Any]:
+def report(counted: Tally, clusters: Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any]:
     """Everything that is said of a run's answers; plain values, for JSON.
 
     Args:
-        predictions: of N records, in the file's order of options and possibly in others.
-        train: the records whose majority letter is a floor.
-        clusters: N cluster numbers, by ascending place in the file.
+        counted: N records, in the file's order of options and possibly in others.
+        clusters: (N,) cluster numbers, by ascending place in the file.
 
     Raises:
-        ValueError: no prediction, no train record, or a record without a solution.
+        ValueError: no prediction, or a record has other orders than the first one.
     """
-    answers = sorted((one for one in predictions if one.order == FILE_ORDER), key=lambda one: one.index)
-    records = [one.record for one in answers]
-    places = [one.gold_place for one in answers]
-    hits: dict[str, list[bool]] = {name: [bool(getattr(one.verdict, name)) for one in answers] for name in METRICS}
-    hits["letter_accuracy"] = [one.by_letter == place for one, place in zip(answers, places, strict=True)]
-    hits["likelihood_accuracy"] = [one.by_likelihood == place for one, place in zip(answers, places, strict=True)]
-    logprobs = [one.option_logprobs for one in answers]
-    brier, nll = brier_scores(logprobs, places), negative_log_likelihoods(logprobs, places)
+    n, gold = len(counted), counted.gold
+    hits = {name: counted.hits(name) for name in METRICS}
+    hits["letter_accuracy"] = counted.by_letter == gold
+    hits["likelihood_accuracy"] = counted.by_likelihood == gold
+    found = {name: int(right.sum()) for name, right in hits.items()}
+    brier, nll = brier_scores(counted.logprobs, gold), negative_log_likelihoods(counted.logprobs, gold)
     table = np.column_stack([*hits.values(), brier, nll])
     bootstrap = dict(zip([*hits, "brier_score", "negative_log_likelihood"], cluster_bootstrap(table, clusters), strict=True))
-    recalls = recall_by_letter(hits["object_accuracy"], [record.gold.letter for record in records])
-    n, asked = len(answers), len({one.order for one in predictions})
+    recalls = recall_by_letter(hits["object_accuracy"].tolist(), [LETTERS[place] for place in gold.tolist()])
     return {
         "n": n,
-        "metrics": {name: {"value": sum(found) / n, "k": sum(found), "n": n} for name, found in hits.items()},
-        "intervals": {name: list(wilson(sum(found), n)) for name, found in hits.items()},
+        "metrics": {name: {"value": k / n, "k": k, "n": n} for name, k in found.items()},
+        "intervals": {name: list(wilson(k, n)) for name, k in found.items()},
         "bootstrap": {name: list(interval) for name, interval in bootstrap.items()},
-        "clusters": len(set(clusters)),
+        "clusters": len(np.unique(clusters)),
         "brier_score": float(brier.mean()),
         "negative_log_likelihood": float(nll.mean()),
         "recall": {
@@ -69,47 +63,43 @@ def report(predictions: Sequence[Prediction], *, train: Sequence[Record], cluste
             "macro": macro_recall(recalls),
             "spread": recall_spread(recalls),
         },
-        **_against_floors(train, records, hits, clusters),
-        "failures": _failures(answers),
-        "agreement": _agreement(answers),
-        "unparsable": sum(one.verdict.unparsable for one in answers),
-        "cut": sum(not one.stopped for one in answers),
-        "permutations": None
-        if asked == 1
-        else {
-            "orders": asked,
-            "by_text": permutation_report(predictions, clusters, by_text),
-            "by_likelihood": permutation_report(predictions, clusters, by_likelihood),
-        },
+        **_against_floors(counted, hits, clusters),
+        "failures": counted.failures,
+        "agreement": _agreement(counted),
+        "unparsable": counted.unparsable,
+        "cut": counted.cut,
+        "permutations": _permutations(counted, clusters),
     }
 
 
+def _permutations(counted: Tally, clusters: Sequence[int] | NDArray[np.integer[Any]]) -> dict[str, Any] | None:
+    """Return the figures of several orders; None if there is one only."""
+    orders = counted.orders()
+    if orders == 1:
+        return None
+    found = {choice: permutation_report(counted.chosen(choice), counted.asked_gold, clusters) for choice in ("by_text", "by_likelihood")}
+    return {"orders": orders, **found}
+
+
 def _against_floors(
-    train: Sequence[Record], records: Sequence[Record], hits: dict[str, list[bool]], clusters: Sequence[int]
+    counted: Tally, hits: dict[str, NDArray[np.bool_]], clusters: Sequence[int] | NDArray[np.integer[Any]]
 ) -> dict[str, Any]:
     """`floors`, and how far the run is above the best of them, record by record."""
-    rules = {rule.name: rule for rule in floor_hits(train, records)}
-    counts = [rule.counted for rule in rules.values()]
+    counts = counted.floors
     above = {}
     for level, best in (("object", best_object(counts)), ("photo", best_photo(counts))):
-        difference = paired_difference(getattr(rules[best.name], level), hits[f"{level}_accuracy"], clusters)
+        difference = paired_difference(counted.floor_hits(best.name, level), hits[f"{level}_accuracy"], clusters)
         above[level] = {"floor": best.name, "value": difference.mean, "interval": list(difference.interval)}
     return {"floors": [asdict(floor) for floor in counts], "above_best_floor": above}
 
 
-def _failures(answers: Sequence[Prediction]) -> dict[str, int]:
-    """How many answers are no exact match, by the reason; together with the exact matches all of them."""
-    counts = Counter(one.failure for one in answers)
-    return {reason: counts[reason] for reason in get_args(Failure)}
-
-
-def _agreement(answers: Sequence[Prediction]) -> dict[str, dict[str, int]]:
+def _agreement(counted: Tally) -> dict[str, dict[str, int]]:
     """How often two ways of reading a model's choice, or all three, name the same option; an unparsable text agrees with none."""
-    chosen = [(one.by_letter, one.by_likelihood, by_text(one)) for one in answers]
+    letter, likelihood, text = counted.by_letter, counted.by_likelihood, counted.by_text
     same = {
-        "letter_and_likelihood": sum(letter == likelihood for letter, likelihood, _ in chosen),
-        "letter_and_text": sum(letter == text for letter, _, text in chosen),
-        "likelihood_and_text": sum(likelihood == text for _, likelihood, text in chosen),
-        "all_three": sum(letter == likelihood == text for letter, likelihood, text in chosen),
+        "letter_and_likelihood": letter == likelihood,
+        "letter_and_text": letter == text,
+        "likelihood_and_text": likelihood == text,
+        "all_three": (letter == likelihood) & (likelihood == text),
     }
-    return {name: {"k": k, "n": len(answers)} for name, k in same.items()}
+    return {name: {"k": int(equal.sum()), "n": len(counted)} for name, equal in same.items()}

@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 
 from mmcoref.data.record import LETTERS, Letter
 
-_DRAWN_AT_ONCE = 1_000  # resamples; bounds the memory at _DRAWN_AT_ONCE x C weights
+_DRAWN_AT_ONCE = 1_000  # resamples
+_WEIGHTS_AT_ONCE = 2**25  # resamples x C clusters that are in memory at once
 
 
 class Interval(NamedTuple):
@@ -66,9 +67,10 @@ def cluster_bootstrap(
     sizes_C = np.bincount(member_of)
     rng = np.random.default_rng(seed)
     means: list[NDArray[np.float64]] = []
-    for drawn in range(0, resamples, _DRAWN_AT_ONCE):
+    at_once = min(_DRAWN_AT_ONCE, max(1, _WEIGHTS_AT_ONCE // len(names)))  # the draws are the same, whatever this is
+    for drawn in range(0, resamples, at_once):
         # How often each cluster is drawn: C draws, each cluster as likely as any other.
-        weights_RC = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(_DRAWN_AT_ONCE, resamples - drawn))
+        weights_RC = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=min(at_once, resamples - drawn))
         means.append((weights_RC @ sums_CM) / (weights_RC @ sizes_C)[:, None])
     low_M, high_M = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [Interval(float(low), float(high)) for low, high in zip(low_M, high_M, strict=True)]

@@ -8,31 +8,31 @@ import resource
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import distributed
 
 import mmcoref
-from mmcoref.atomic import write_text
+from mmcoref.atomic import whole_text
 from mmcoref.data.examples import Examples
 from mmcoref.data.module import MMCorefDataModule
-from mmcoref.data.order import FILE_ORDER
 from mmcoref.data.record import LETTERS
-from mmcoref.data.split import cluster_ids
+from mmcoref.data.split import cluster_numbers
+from mmcoref.evaluation.floors import majority_letter
 from mmcoref.evaluation.permutations import by_text
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.report import HONEST, METRICS, PUBLISHED_RULES, report
+from mmcoref.evaluation.tally import Tally
 from mmcoref.model.module import MMCorefModule
 from mmcoref.run.checkpoint import Stored, over_processes
 from mmcoref.run.folder import run_folder
+from mmcoref.run.predictions import Predictions
 from mmcoref.run.rescue import keep
-from mmcoref.run.table import print_scores, readable
+from mmcoref.run.table import print_scores, readable, readable_totals
 from mmcoref.text import to_json
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class RunRecord(pl.Callback):
     def __init__(self, config: dict[str, Any], stored: Stored | None) -> None:
         self.config = config
         self.stored = stored
-        self._mine: list[Prediction] = []
+        self._mine = Predictions()
         self._start = 0.0
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,7 +62,7 @@ class RunRecord(pl.Callback):
         """
         if self.stored is not None and trainer.state.fn != "fit":
             self.stored.check_unchanged()
-        self._mine, self._start = [], time.perf_counter()
+        self._mine, self._start = Predictions(), time.perf_counter()
 
     on_predict_start = on_validation_start = on_test_start
 
@@ -70,7 +70,7 @@ class RunRecord(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keeps the batch's predictions."""
-        self._mine += outputs
+        self._mine.add(outputs)
 
     on_predict_batch_end = on_test_batch_end
 
@@ -79,7 +79,7 @@ class RunRecord(pl.Callback):
     ) -> None:
         """The same for `mmcoref validate`; a fit keeps its curves only."""
         if trainer.state.fn == "validate":
-            self._mine += outputs
+            self._mine.add(outputs)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the record of a test."""
@@ -102,12 +102,17 @@ class RunRecord(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gathers every process's predictions; the first process writes `predictions.jsonl`."""
         folder = run_folder(trainer)
-        predictions = _gather(trainer, self._mine)
+        predictions = self._mine.gather(trainer)
         if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        _assert_each_once(predictions, len(_data(trainer).unlabelled), whole=not _limited(trainer))
-        lines = _json_lines(_line(prediction) for prediction in predictions)
-        keep(folder, {"predictions.jsonl": lambda file: write_text(file, lines)})
+        asked = _data(trainer).unlabelled
+        predictions.check(len(asked), whole=not _limited(trainer))
+
+        def lines() -> Iterator[str]:
+            for [prediction] in predictions.by_record(asked):
+                yield _json_line(_line(prediction))
+
+        keep(folder, {"predictions.jsonl": lambda file: _write(file, lines())})
         log.info("%d predictions written to %s", len(predictions), folder / "predictions.jsonl")
 
     def _write_record(self, trainer: pl.Trainer, stage: str, examples: Examples) -> None:
@@ -115,55 +120,69 @@ class RunRecord(pl.Callback):
         seconds = time.perf_counter() - self._start
         memory = over_processes(trainer, _peak_memory_gib())
         folder = run_folder(trainer)  # on every process: it is broadcast
-        predictions = _gather(trainer, self._mine)
+        predictions = self._mine.gather(trainer)
         if predictions is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         data = _data(trainer)
-        asked = len(examples) * (len(data.orders) if stage == "test" else 1)
-        predictions, whole = _all_orders(predictions), len(predictions) == asked
-        _assert_each_once(predictions, asked, whole=whole or not _limited(trainer))
-        answers = [prediction for prediction in predictions if prediction.order == FILE_ORDER]
         records = data.file.records  # type: ignore[union-attr]
-        cluster_of = cluster_ids(records)
-        clusters = [cluster_of[prediction.index] for prediction in answers]
-        as_published = data.as_published or self.config["model"]["decoding"] == "published"
+        asked = len(examples) * (len(data.orders) if stage == "test" else 1)
+        predictions.check(asked, whole=not _limited(trainer))
+        clusters = cluster_numbers(records, len(records))
+        counted = Tally(majority_letter(Counter(LETTERS[place] for place in records.gold[data.whole_train].tolist())))
+        for orders in predictions.by_record(examples):
+            for prediction in orders:
+                counted.add(prediction)
         record = {
-            "config": self.config,
-            "training": None if self.stored is None else self.stored.config,
-            "training_data": None if self.stored is None or self.stored.data is None else self.stored.data._asdict(),
-            "checkpoint": None if self.stored is None else self.stored.named(),
-            "versions": _versions(),
-            "git": _git(),
-            "data": {"path": data.hparams["path"], "sha256": data.file.sha256, "records": len(records)},  # type: ignore[union-attr]
-            "split": {"train": len(data.split.train), "val": len(data.split.val), "test": len(data.split.test)},
-            "dropped": data.dropped,
-            "trimmed": data.trimmed,
-            "seed": self.config.get("seed_everything"),
-            "stage": stage,
-            "partial": data.partial or not whole,
-            "decoding": self.config["model"]["decoding"],
-            "headline": [*PUBLISHED_RULES, "exact_match"] if as_published else list(HONEST),
-            **report(predictions, train=[records[i] for i in data.whole_train], clusters=clusters),
+            **self._about(trainer, stage, partial=data.partial or len(predictions) != asked),
+            **report(counted, clusters[counted.indices]),
             "max_new_tokens": _module(trainer).max_new_tokens,
             "seconds": round(seconds, 3),
             "peak_memory_gib": round(memory, 3),
         }
-        others: dict[int, list[Prediction]] = {}
-        for prediction in predictions:
-            others.setdefault(prediction.index, []).append(prediction)
-        lines = [
-            _line(prediction) | _judged(prediction, cluster, others[prediction.index])
-            for prediction, cluster in zip(answers, clusters, strict=True)
-        ]
+
+        def lines() -> Iterator[str]:
+            for orders in predictions.by_record(examples):
+                yield _json_line(_line(orders[0]) | _judged(orders[0], int(clusters[orders[0].index]), orders))
+
+        def blocks() -> Iterator[str]:
+            for answer, *_ in predictions.by_record(examples):
+                yield readable(answer) + "\n"
+            yield readable_totals(record)
+
         try:
             print_scores(record, folder)  # whatever the disk says, the scores are known
         finally:
-            texts = {
-                "predictions.jsonl": _json_lines(lines),
-                "eval_test.txt": readable(answers, record),
-                "record.json": to_json(record, indent=2, allow_nan=False) + "\n",
+            whole = to_json(record, indent=2, allow_nan=False) + "\n"
+            writers: dict[str, Callable[[Path], object]] = {
+                "predictions.jsonl": lambda file: _write(file, lines()),
+                "eval_test.txt": lambda file: _write(file, blocks()),
+                "record.json": lambda file: _write(file, [whole]),
             }
-            keep(folder, {name: partial(write_text, text=text) for name, text in texts.items()})
+            keep(folder, writers)
+
+    def _about(self, trainer: pl.Trainer, stage: str, *, partial: bool) -> dict[str, Any]:
+        """What was run, on what, and with what."""
+        data, decoding = _data(trainer), self.config["model"]["decoding"]
+        as_published = data.as_published or decoding == "published"
+        file, split, stored = data.file, data.split, self.stored
+        assert file is not None
+        return {
+            "config": self.config,
+            "training": None if stored is None else stored.config,
+            "training_data": None if stored is None or stored.data is None else stored.data._asdict(),
+            "checkpoint": None if stored is None else stored.named(),
+            "versions": _versions(),
+            "git": _git(),
+            "data": {"path": data.hparams["path"], "sha256": file.sha256, "records": len(file.records)},
+            "split": {"train": len(split.train), "val": len(split.val), "test": len(split.test)},
+            "dropped": data.dropped,
+            "trimmed": data.trimmed,
+            "seed": self.config.get("seed_everything"),
+            "stage": stage,
+            "partial": partial,
+            "decoding": decoding,
+            "headline": [*PUBLISHED_RULES, "exact_match"] if as_published else list(HONEST),
+        }
 
 
 def _line(prediction: Prediction) -> dict[str, Any]:
@@ -198,32 +217,15 @@ def _judged(prediction: Prediction, cluster: int, orders: Sequence[Prediction]) 
     return line
 
 
-def _json_lines(lines: Iterable[dict[str, Any]]) -> str:
-    return "".join(to_json(line, allow_nan=False) + "\n" for line in lines)
+def _json_line(line: dict[str, Any]) -> str:
+    return to_json(line, allow_nan=False) + "\n"
 
 
-def _all_orders(predictions: list[Prediction]) -> list[Prediction]:
-    """Without records that limited batches left in some orders only, which can be compared to none."""
-    counts = Counter(prediction.index for prediction in predictions)
-    asked = max(counts.values(), default=0)
-    return [prediction for prediction in predictions if counts[prediction.index] == asked]
-
-
-def _assert_each_once(predictions: Sequence[Prediction], expected: int, *, whole: bool) -> None:
-    asked = [(prediction.index, prediction.order) for prediction in predictions]
-    if len(set(asked)) != len(asked) or (whole and len(asked) != expected):
-        raise RuntimeError(f"expected {expected} predictions, one of each, got {len(asked)}, of which {len(set(asked))} differ")
-
-
-def _gather(trainer: pl.Trainer, mine: list[Prediction]) -> list[Prediction] | None:
-    """All processes' predictions in file order on the first process; None on the others."""
-    everyone: list[list[Prediction]] | None = [mine]
-    if trainer.world_size > 1:
-        everyone = [[] for _ in range(trainer.world_size)] if trainer.is_global_zero else None
-        distributed.gather_object(mine, everyone)
-    if everyone is None:
-        return None
-    return sorted((prediction for part in everyone for prediction in part), key=lambda prediction: (prediction.index, prediction.order))
+def _write(file: Path, texts: Iterable[str]) -> None:
+    """Write a file piece by piece, whole or not at all."""
+    with whole_text(file) as written:
+        for text in texts:
+            written.write(text)
 
 
 def _peak_memory_gib() -> float:

@@ -91,23 +91,22 @@ def _interval(ends: Sequence[float]) -> str:
     return f"[{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
-def readable(answers: Sequence[Prediction], run: dict[str, Any]) -> str:
-    """Write each dialogue's question, gold, output and verdict, then the totals.
+def readable(prediction: Prediction) -> str:
+    """One dialogue's question, gold, output and verdict, on lines of their own."""
+    record, verdict = prediction.record, prediction.verdict
+    said = {"object": verdict.object_accuracy, "photo": verdict.photo_accuracy, "exact": verdict.exact_match}
+    outcome = ", ".join(f"{name} {'right' if right else 'wrong'}" for name, right in said.items())
+    parsed = verdict.option.letter if verdict.option else "unparsable"
+    return (
+        f"[{prediction.index}] {printable(record.problem)}\n"
+        f"  gold:    {printable(record.gold.text)}\n"
+        f"  output:  {printable(repr(prediction.text))}{'' if prediction.stopped else ' (cut: it did not stop)'}\n"
+        f"  verdict: {parsed}; {outcome}\n"
+    )
 
-    Records and outputs are escaped, so that none of them can add a line that looks like a verdict or a total.
-    """
-    blocks = []
-    for prediction in answers:
-        record, verdict = prediction.record, prediction.verdict
-        said = {"object": verdict.object_accuracy, "photo": verdict.photo_accuracy, "exact": verdict.exact_match}
-        outcome = ", ".join(f"{name} {'right' if right else 'wrong'}" for name, right in said.items())
-        parsed = verdict.option.letter if verdict.option else "unparsable"
-        blocks.append(
-            f"[{prediction.index}] {printable(record.problem)}\n"
-            f"  gold:    {printable(record.gold.text)}\n"
-            f"  output:  {printable(repr(prediction.text))}{'' if prediction.stopped else ' (cut: it did not stop)'}\n"
-            f"  verdict: {parsed}; {outcome}\n"
-        )
+
+def readable_totals(run: dict[str, Any]) -> str:
+    """The figures below the dialogues."""
     totals = [f"{name}: {score['k']}/{score['n']} = {score['value']:.4f}" for name, score in run["metrics"].items()]
     partial = ["partial: not all records"] if run["partial"] else []
-    return "\n".join([*blocks, *totals, f"unparsable: {run['unparsable']}/{run['n']}", *partial, *_sentences(run)]) + "\n"
+    return "\n".join([*totals, f"unparsable: {run['unparsable']}/{run['n']}", *partial, *_sentences(run)]) + "\n"

@@ -25,7 +25,7 @@ from mmcoref.data.file import dump_records
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.order import orders
 from mmcoref.data.record import Record
-from mmcoref.data.records import Records, collect, majority_letter, open_records, sha256_of
+from mmcoref.data.records import Records, collect, open_records, sha256_of
 from mmcoref.data.table import Columns, Table, build, cache_folder
 from mmcoref.errors import UserError
 from tests.data.test_record import any_record
@@ -208,10 +208,6 @@ def test_a_small_file_leaves_no_trace(cache: Path, data_file: Path, monkeypatch:
     monkeypatch.setattr(records, "SMALL", data_file.stat().st_size)
     assert len(open_records(str(data_file)).records) == 12
     assert not cache.exists()
-
-
-def test_the_majority_letter_is_the_earlier_of_equals() -> None:
-    assert majority_letter(np.array([3, 1, 3, 1, 0], np.int8)) == "B"
 
 
 # Examples.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from mmcoref.data.order import FILE_ORDER, Order, orders, reorder
 from mmcoref.data.record import LETTERS
-from mmcoref.evaluation.permutations import by_likelihood, by_text, permutation_report
+from mmcoref.evaluation import permutations
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.stats import cluster_bootstrap
+from mmcoref.evaluation.tally import tally
 from tests.conftest import dialogue
 
 
@@ -30,8 +32,13 @@ def follows_the_text(index: int, order: Order, option: int) -> Prediction:
     return asked(index, order, order.index(option))
 
 
+def permutation_report(predictions: Sequence[Prediction], clusters: Sequence[int], choice: str) -> dict[str, Any]:
+    counted = tally(predictions, "A")
+    return permutations.permutation_report(counted.chosen(choice), counted.asked_gold, clusters)
+
+
 def values(predictions: Sequence[Prediction], clusters: Sequence[int]) -> list[float]:
-    found = permutation_report(predictions, clusters, by_text)
+    found = permutation_report(predictions, clusters, "by_text")
     return [found[name]["value"] for name in ("mean_accuracy", "all_right", "majority_vote", "flip_rate")]
 
 
@@ -45,7 +52,7 @@ def test_a_model_that_follows_the_text_is_the_same_in_every_order() -> None:
 def test_a_model_that_follows_the_letter_is_at_a_quarter_and_its_recall_shows_it() -> None:
     predictions = [asked(i, order, 3) for i in range(4) for order in orders("cyclic")]
     assert values(predictions, [0, 1, 2, 3]) == [0.25, 0, 0, 1]  # each option is named once: no majority
-    found = permutation_report(predictions, [0, 1, 2, 3], by_text)
+    found = permutation_report(predictions, [0, 1, 2, 3], "by_text")
     assert found["recall"] == {"A": {"k": 0, "n": 4}, "B": {"k": 0, "n": 4}, "C": {"k": 0, "n": 4}, "D": {"k": 4, "n": 4}}
     assert found["recall_spread"] == pytest.approx(3**0.5 / 4)
 
@@ -59,7 +66,7 @@ def test_votes_ties_and_outputs_that_name_nothing() -> None:
     assert values(tied, [0]) == [0.5, 0, 0, pytest.approx(2 / 3)]
     silent = [asked(2, order, None) for order in (a, b, c, d)]
     assert values(silent, [0]) == [0, 0, 0, 0]
-    assert permutation_report(silent, [0], by_text)["unparsable"] == {"k": 4, "n": 4}
+    assert permutation_report(silent, [0], "by_text")["unparsable"] == {"k": 4, "n": 4}
 
 
 CHOICES = st.lists(st.lists(st.none() | st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=6)
@@ -91,22 +98,22 @@ def test_intervals_resample_records_and_never_orders() -> None:
     """24 copies of one record's evidence are worth one record: the interval is that of six records."""
     right = [True, True, False, True, False, True]
     predictions = [follows_the_text(i, order, i % 4 if hit else (i + 1) % 4) for i, hit in enumerate(right) for order in orders("all")]
-    found = permutation_report(predictions, range(6), by_text)
+    found = permutation_report(predictions, range(6), "by_text")
     [interval] = cluster_bootstrap([[hit] for hit in right], range(6))
     assert found["mean_accuracy"]["interval"] == pytest.approx(list(interval))
-    together = permutation_report(predictions, [0, 0, 0, 1, 1, 1], by_text)
+    together = permutation_report(predictions, [0, 0, 0, 1, 1, 1], "by_text")
     assert together["mean_accuracy"]["interval"] != found["mean_accuracy"]["interval"]
 
 
 def test_the_likeliest_option_is_another_reading_of_the_same_askings() -> None:
     predictions = [asked(0, order, 3, likeliest=order.index(0)) for order in orders("cyclic")]
-    assert permutation_report(predictions, [0], by_likelihood)["all_right"]["value"] == 1
-    assert permutation_report(predictions, [0], by_text)["all_right"]["value"] == 0
+    assert permutation_report(predictions, [0], "by_likelihood")["all_right"]["value"] == 1
+    assert permutation_report(predictions, [0], "by_text")["all_right"]["value"] == 0
 
 
 def test_records_in_unequal_orders_are_no_comparison() -> None:
     whole = [asked(i, order, 0) for i in range(2) for order in orders("cyclic")]
     for broken in (whole[:-1], [one for one in whole if one.order != FILE_ORDER]):
         with pytest.raises(ValueError, match="same orders"):
-            permutation_report(broken, [0, 1], by_text)
+            permutation_report(broken, [0, 1], "by_text")
     assert len(LETTERS) == len(FILE_ORDER)

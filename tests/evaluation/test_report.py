@@ -12,6 +12,7 @@ from mmcoref.data.record import LETTERS
 from mmcoref.evaluation.prediction import Prediction
 from mmcoref.evaluation.report import report
 from mmcoref.evaluation.stats import cluster_bootstrap, wilson
+from mmcoref.evaluation.tally import tally
 from tests.conftest import dialogue
 
 SURE, HALF = -0.01, -0.7
@@ -35,13 +36,13 @@ PREDICTIONS = [
     said(4, "글쎄요.", likeliest=1, by_letter=1),  # unparsable
     said(5, f"{option(5, 0)}.", likeliest=1, by_letter=0),  # wrong option, right photo
 ]
-TRAIN = [dialogue(7)]  # gold D
+MAJORITY = "D"
 CLUSTERS = [0, 0, 1, 2, 3, 4]
 
 
 @pytest.fixture(scope="module")
 def found() -> dict:  # type: ignore[type-arg]
-    return report(PREDICTIONS, train=TRAIN, clusters=CLUSTERS)
+    return report(tally(PREDICTIONS, MAJORITY), CLUSTERS)
 
 
 def test_counts_and_intervals(found) -> None:
@@ -111,7 +112,7 @@ def test_a_run_equal_to_its_floor_is_no_point_above_it() -> None:
     # In these dialogues the right thing is always mentioned last.
     for place_of, value in ((lambda i: i % 4, 0.0), (lambda i: (i + 1) % 4, -1.0)):
         predictions = [said(i, f"{option(i, place_of(i))}.", likeliest=0, by_letter=0) for i in (3, 7, 0)]
-        above = report(predictions, train=TRAIN, clusters=[0, 1, 2])["above_best_floor"]["object"]
+        above = report(tally(predictions, MAJORITY), [0, 1, 2])["above_best_floor"]["object"]
         assert above == {"floor": "mentioned last, whole noun", "value": value, "interval": [value, value]}
 
 
@@ -121,7 +122,7 @@ def test_other_orders_leave_the_files_own_figures_alone(found) -> None:
         for i in range(6)
         for order in orders("cyclic")[1:]
     ]
-    with_orders = report([*turned, *PREDICTIONS], train=TRAIN, clusters=CLUSTERS)
+    with_orders = report(tally([*turned, *PREDICTIONS], MAJORITY), CLUSTERS)
     assert with_orders["permutations"]["orders"] == 4
     assert {key: value for key, value in with_orders.items() if key != "permutations"} == {
         key: value for key, value in found.items() if key != "permutations"
