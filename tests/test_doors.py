@@ -22,8 +22,9 @@ from mmcoref.data.pretrained import restored_config
 from mmcoref.data.tokenizer import load_tokenizer, pack_tokenizer, unpack_tokenizer
 from mmcoref.errors import UserError
 from mmcoref.model.backbone import load_backbone
-from mmcoref.run.checkpoint import AtomicCheckpointIO
+from mmcoref.run.checkpoint import _FORM, AtomicCheckpointIO, read_stored
 from mmcoref.run.integrity import SUMS
+from mmcoref.run.resume import inherit
 from mmcoref.run.sharded_folder import read_metadata
 from tests.conftest import llama
 from tests.test_cli import CPU, refused
@@ -284,3 +285,26 @@ def test_no_checkpoint_has_a_folder_of_the_users_removed(tmp_path: Path) -> None
     (run / "best.ckpt").touch()
     io.remove_checkpoint(str(run / "best.ckpt"))
     assert not list(run.iterdir())
+
+
+# ---------------------------------------------------------------------- forms
+
+
+def test_values_of_another_form_than_a_checkpoints_are_refused_in_one_sentence(file: Path) -> None:
+    checkpoint = torch.load(file, weights_only=True)
+    whole = {key: value for key, value in checkpoint.items() if key in _FORM}
+    assert len(whole) > 8
+    for key in _FORM:
+        for value in (None, 3, -1, "x", ["x"], {"x": 3}, {3: "x"}, torch.zeros(2), True):
+            torch.save(whole | {key: value}, file)
+            try:
+                stored = read_stored(file)
+                inherit(stored, "fit")
+                unpack_tokenizer(stored.tokenizer)
+                restored_config(stored.backbone)
+            except UserError as error:
+                assert str(error).startswith((f"{file}: ", "the checkpoint's "))  # noqa: PT017  # some values are of the form
+    for other in ([], torch.zeros(2), "x"):
+        torch.save(other, file)
+        with pytest.raises(UserError, match="expected a checkpoint that mmcoref wrote, but it has no mmcoref_backbone and"):
+            read_stored(file)

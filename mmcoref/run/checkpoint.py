@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from mmcoref.atomic import whole_bytes
+from mmcoref.data.decode import shown
 from mmcoref.data.module import MMCorefDataModule
 from mmcoref.data.tokenizer import TokenizerFiles
 from mmcoref.errors import UserError
@@ -28,6 +29,22 @@ log = logging.getLogger(__name__)
 CONFIG_KEY = "mmcoref_config"
 WINDOW_KEY = "mmcoref_window"
 LAST = "last.ckpt"
+_NEEDED = ("mmcoref_backbone", "mmcoref_tokenizer", "global_step")
+# What is read of a checkpoint, which may come from anyone.
+_FORM: dict[str, Any] = {
+    "mmcoref_backbone": dict[str, Any],
+    "mmcoref_tokenizer": dict[str, str],
+    "global_step": NonNegativeInt,
+    CONFIG_KEY: dict[str, Any],
+    WINDOW_KEY: PositiveInt,
+    "mmcoref_base": str,
+    "mmcoref_schedule": Schedule,
+    DATA_KEY: DataIdentity,
+    "hyper_parameters": dict[str, Any],
+    "datamodule_hyper_parameters": dict[str, Any],
+    "callbacks": dict[str, dict[str, Any]],
+}
+_SCORES = list[tuple[int, float]]  # of each validation: its step, and its score
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -148,9 +165,11 @@ def read_stored(path: str | Path) -> Stored:
     if structure.exists():  # else it is reported when it is read
         check_structure(path)
     checkpoint = read_file(structure, "meta")
-    missing = [key for key in ("mmcoref_backbone", "mmcoref_tokenizer") if key not in checkpoint]
+    missing = [key for key in _NEEDED if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{path}: expected a checkpoint that mmcoref wrote, but it has no {' and '.join(missing)}.")
+    for key, kind in _FORM.items():
+        _checked(path, checkpoint.get(key), kind if key in _NEEDED else kind | None, key)
     config = checkpoint.get(CONFIG_KEY) or {
         "model": dict(checkpoint.get("hyper_parameters", {})),
         "data": dict(checkpoint.get("datamodule_hyper_parameters", {})),
@@ -158,22 +177,16 @@ def read_stored(path: str | Path) -> Stored:
     return Stored(
         path,
         config,
-        int(checkpoint["global_step"]),
+        checkpoint["global_step"],
         checkpoint["mmcoref_backbone"],
         checkpoint["mmcoref_tokenizer"],
         checkpoint.get("mmcoref_base"),
         checkpoint.get(WINDOW_KEY),
-        _plain(path, checkpoint.get("mmcoref_schedule"), Schedule | None, "the learning rate's schedule"),
-        _best_step(checkpoint),
-        _checked(path, checkpoint.get(DATA_KEY), DataIdentity | None, "its data"),
+        checkpoint.get("mmcoref_schedule"),
+        _best_step(path, checkpoint),
+        _checked(path, checkpoint.get(DATA_KEY), DataIdentity | None, DATA_KEY),
         digest(path),
     )
-
-
-def _plain(path: Path, value: Any, kind: Any, what: str) -> Any:
-    """Give a value as it is, if it is of its type."""
-    _checked(path, value, kind, what)
-    return value
 
 
 def _checked(path: Path, value: Any, kind: Any, what: str) -> Any:
@@ -181,13 +194,13 @@ def _checked(path: Path, value: Any, kind: Any, what: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
-        raise UserError(f"{path}: is damaged, or not one of mmcoref's: it holds {value!r} as {what}.") from None
+        raise UserError(f"{path}: is damaged, or not one of mmcoref's: it holds {shown(value)} as {what}.") from None
 
 
-def _best_step(checkpoint: dict[str, Any]) -> int | None:
-    scores = checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("scores") or []
-    best: list[Any] = max(scores, key=lambda score: score[1], default=[None])
-    return None if best[0] is None else int(best[0])
+def _best_step(path: Path, checkpoint: dict[str, Any]) -> int | None:
+    stored = (checkpoint.get("callbacks") or {}).get("Checkpoints", {}).get("scores") or []
+    scores = _checked(path, stored, _SCORES, "its scores")
+    return max(scores, key=lambda score: score[1])[0] if scores else None
 
 
 def load_weights(module: MMCorefModule, path: Path) -> None:
