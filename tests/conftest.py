@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
+@contextmanager
+def own_environment() -> Iterator[None]:
     """Lightning leaves a rank and a port behind, which a process started later would take for its own."""
     before = dict(os.environ)
     yield
@@ -131,6 +132,13 @@ def _own_environment() -> Iterator[None]:
         distributed.destroy_process_group()
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Each test has an environment of its own; a fixture that fits for several tests needs `own_environment`, too."""
+    with own_environment():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from mmcoref.run.checkpoint import _FORM, AtomicCheckpointIO, read_stored
 from mmcoref.run.integrity import SUMS
 from mmcoref.run.resume import inherit
 from mmcoref.run.sharded_folder import read_metadata
-from tests.conftest import llama
+from tests.conftest import llama, own_environment
 from tests.test_cli import CPU, refused
 
 MARK = "mark-of-planted-code"
@@ -57,7 +57,8 @@ def fitted(llama_folder: Path, data_file: Path, tmp_path_factory: pytest.TempPat
     for name in ("plain", "sharded"):
         strategy = ["--trainer.strategy", "sharded"] if name == "sharded" else []
         where = ["--trainer.default_root_dir", str(root / name), "--model.name", str(llama_folder), "--data.path", str(data_file)]
-        assert main(["fit", *where, *quick, *strategy]) == 0
+        with own_environment():
+            assert main(["fit", *where, *quick, *strategy]) == 0
     return root
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,6 +30,7 @@ from mmcoref.run.files import read_file
 from mmcoref.run.integrity import SUMS, check, check_structure, digest
 from mmcoref.run.provenance import DataIdentity, check_data, names_data
 from mmcoref.run.tested import tested_checkpoint as checkpoint_of
+from tests.conftest import own_environment
 from tests.test_cli import CPU, refused
 
 QUICK = ["--trainer.limit_val_batches", "0", "--trainer.devices", "1", *CPU]
@@ -41,7 +44,8 @@ def runs(llama_folder: Path, data_file: Path, tmp_path_factory: pytest.TempPathF
     shutil.copy(data_file, root / "data.json")
     for name, options in (("plain", []), ("sharded", ["--trainer.strategy", "sharded"])):
         where = ["--data.path", str(root / "data.json"), "--trainer.default_root_dir", str(root / name)]
-        assert main(["fit", "--model.name", str(llama_folder), "--trainer.max_steps", "5", *where, *QUICK, *options]) == 0
+        with own_environment():
+            assert main(["fit", "--model.name", str(llama_folder), "--trainer.max_steps", "5", *where, *QUICK, *options]) == 0
     return root
 
 
@@ -332,3 +336,31 @@ def test_a_checkpoint_that_is_replaced_while_a_test_starts_is_noticed(
 
     monkeypatch.setattr(MMCorefDataModule, "setup", replaced)
     assert "last.ckpt: was replaced while this run started" in refused(capsys, "test", "--ckpt_path", LAST, *CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "strategy"), [("plain", "ddp"), ("sharded", "sharded"), ("sharded", "ddp")])
+def test_damage_that_one_process_finds_ends_all_of_them_with_one_sentence(kind: str, strategy: str, runs: Path, tmp_path: Path) -> None:
+    last = runs / kind / LAST
+    damaged = Path(shutil.copytree(last, tmp_path / "its.ckpt") if last.is_dir() else shutil.copy(last, tmp_path / "its.ckpt"))
+    part = damaged / "__0_0.distcp" if damaged.is_dir() else damaged
+    content = part.read_bytes()
+    part.write_bytes(flipped(content, len(content) // 4, 1))  # in the weights, of which a plain file begins with
+    command = [
+        sys.executable,
+        "-m",
+        "mmcoref",
+        "test",
+        "--ckpt_path",
+        str(damaged),
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        strategy,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    done = subprocess.run([*command, *CPU], capture_output=True, text=True, env=environment, timeout=250)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert done.stderr.count("mmcoref: error: ") == 1
+    assert "its bytes are not those that were written" in done.stderr
+    assert "Traceback" not in done.stderr

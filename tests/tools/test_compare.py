@@ -851,3 +851,25 @@ def test_comparing_loads_no_torch(three: list[str]) -> None:
     program = f"import sys; from mmcoref.tools.compare import main; main({three}); print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert out.endswith("False\n")
+
+
+def test_checkpoints_are_told_apart_by_their_digest_where_settings_do_not_say_it() -> None:
+    bare = {"model": {}, "data": {}}  # without a trainer's settings nothing shows that two fits were alike
+    digests = {"a": "1" * 64, "moved": "1" * 64, "other": "2" * 64}
+    for folder, digest in digests.items():
+        write(folder, answers([0]), training=bare, checkpoint={"path": "same.ckpt", "step": 660, "digest": digest})
+    write("old", answers([0]), training=bare, checkpoint={"path": "same.ckpt", "step": 660})
+    edit("moved", lambda record: record["checkpoint"].update(path="elsewhere.ckpt"))
+    a, moved, other, old = (run.settings for run in read("a", "moved", "other", "old"))
+    assert a == moved
+    assert len({a, other, old}) == 3
+
+
+def test_what_a_fit_read_is_known_by_its_digest_wherever_it_lay() -> None:
+    here, there, other = settings(data__path="a.json"), settings(data__path="/data/a.json"), settings(data__path="a.json")
+    read_by = {"a": (here, "1" * 64), "b": (there, "1" * 64), "c": (other, "2" * 64)}
+    for folder, (training, digest) in read_by.items():
+        write(folder, answers([0]), training=training, training_data={"path": "x.json", "sha256": digest, "records": 40})
+    a, b, c = (run.settings for run in read("a", "b", "c"))
+    assert a == b
+    assert a != c
