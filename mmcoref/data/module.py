@@ -23,6 +23,7 @@ from mmcoref.data.sample import sample_records
 from mmcoref.data.sampler import EvalSampler, ResumableLoader, TrainSampler, batches_per_epoch, global_seed, optimizer_steps
 from mmcoref.data.split import Split, split_records
 from mmcoref.data.tokenizer import TINY, TokenizerFiles, load_tokenizer, unpack_tokenizer
+from mmcoref.data.workers import leave_signals_to_the_main_process
 from mmcoref.errors import UserError
 from mmcoref.ranges import in_ranges
 
@@ -280,6 +281,7 @@ class MMCorefDataModule(pl.LightningDataModule):
             sampler=EvalSampler(examples.tokens, **self.replicas(self.trainer)),
             collate_fn=EvalCollator(self.encoder.pad_id),
             num_workers=self.hparams["num_workers"],
+            worker_init_fn=leave_signals_to_the_main_process,
         )
 
     @staticmethod

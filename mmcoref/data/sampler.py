@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
 from mmcoref.data.order import FILE_ORDER, Order
+from mmcoref.data.workers import leave_signals_to_the_main_process
 from mmcoref.errors import UserError
 
 
@@ -220,7 +221,14 @@ class ResumableLoader(DataLoader[Any]):
     """A loader over a `TrainSampler` that goes on where a checkpoint left it. Lightning saves and restores its state."""
 
     def __init__(self, dataset: Any, *, sampler: TrainSampler, collate_fn: Callable[[list[Any]], Any], num_workers: int = 0) -> None:
-        super().__init__(dataset, batch_size=sampler.batch_size, sampler=sampler, collate_fn=collate_fn, num_workers=num_workers)
+        super().__init__(
+            dataset,
+            batch_size=sampler.batch_size,
+            sampler=sampler,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            worker_init_fn=leave_signals_to_the_main_process,
+        )
         self._order = sampler
         self._done = 0
 

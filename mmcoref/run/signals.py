@@ -57,6 +57,7 @@ class Signals:
         self._end, self._say, self._clock = end, say, clock
         self._first = True
         self._handlers: dict[int, Any] = {}
+        self._terminals: list[int] = []
         self._holding = ""
         self._asked_at: float | None = None
 
@@ -76,17 +77,18 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._start(first=first, notice=notice)
+        self._start(first=first, notice=notice, own=to_the_end)
         try:
             yield
         finally:
             if not to_the_end:
                 self._stop()
 
-    def _start(self, *, first: bool, notice: bool) -> None:
+    def _start(self, *, first: bool, notice: bool, own: bool) -> None:
         self.received, self._holding, self._asked_at, self._first = 0, "", None, first
         numbers = [*STOPPING, *([NOTICE] if notice else [])]
         heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        self._terminals = [number for number in range(3) if os.isatty(number)] if own else []
         self._reading, self._writing = socket.socketpair()
         self._writing.setblocking(False)
         self._before = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
@@ -136,6 +138,8 @@ class Signals:
             number: the signal's.
         """
         name = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            self._leave_terminals()
         if number == NOTICE:  # which leaves time: it can wait for the first safe place, and more of them mean nothing new
             self._tell(f"{name}: stopping at the next safe place")
             self.received = self.received or number
@@ -147,6 +151,13 @@ class Signals:
             self._tell(f"{name}: stopping {self._holding}; a second signal stops at once")
         elif self._clock() - self._asked_at >= _SAME_REQUEST_SECONDS:
             self._end_at_once(number, f"mmcoref: stopped at once by {name}; what was not saved before is lost")
+
+    def _leave_terminals(self) -> None:
+        """Let what is written to a terminal go nowhere, as it is closed: a progress bar would end the run with an error."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in self._terminals:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
 
     def _tell(self, message: str) -> None:
         if self._first:

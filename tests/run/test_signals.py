@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pty
 import signal
 import threading
 import time
@@ -161,6 +162,19 @@ def test_a_forked_worker_does_not_report_its_signals_to_its_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         until(lambda: watched.said)
     assert watched.said == ["SIGTERM: stopping after this batch; a second signal stops at once"]
+
+
+def test_what_is_written_to_a_closed_terminal_goes_nowhere() -> None:
+    ours, its = pty.openpty()
+    watched = Watched()
+    watched.signals._terminals = [its]
+    watched.signals.hold("after this batch")
+    os.close(ours)
+    with pytest.raises(OSError, match="Input/output error"):
+        os.write(its, b"progress")
+    watched.signals.arrived(signal.SIGHUP)
+    assert os.write(its, b"progress") == 8
+    os.close(its)
 
 
 def test_another_thread_takes_nothing() -> None:
