@@ -90,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> int:
             # The others end by themselves if all is well or all have stopped; after a failure they may wait for ever.
             failed = PEERS.close(_OTHERS_SECONDS if code == 0 or (code or 0) > 128 else 0)
         if code == 0 and failed is not None:
-            print(f"mmcoref: error: {failed[0]}.", file=sys.stderr)
+            print(f"mmcoref: error: {printable(failed[0])}.", file=sys.stderr)
             return failed[1]
         if code == 0 and SIGNALS.received not in (0, NOTICE):
             log.info("%s came when all was done and written", signal.Signals(SIGNALS.received).name)
@@ -120,7 +120,7 @@ def _reported(argv: Sequence[str]) -> int:
         if explained is None:
             PEERS.let_leader_speak()
             raise
-        print(f"mmcoref: error: {explained}", file=sys.stderr)
+        print(f"mmcoref: error: {printable(explained)}", file=sys.stderr)
         return 1
 
 

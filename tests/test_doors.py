@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -286,6 +287,23 @@ def test_no_checkpoint_has_a_folder_of_the_users_removed(tmp_path: Path) -> None
     (run / "best.ckpt").touch()
     io.remove_checkpoint(str(run / "best.ckpt"))
     assert not list(run.iterdir())
+
+
+# ---------------------------------------------------------------------- the list of readers
+
+
+def test_every_reader_and_every_test_that_the_list_names_is_there() -> None:
+    root = Path(__file__).parent.parent
+    rows = [line for line in (root / "docs" / "security.md").read_text("utf-8").split("\n") if line.startswith("| `")]
+    assert len(rows) > 15
+    for row in rows:
+        _, reader, _, _, tests, _ = row.split("|")
+        file, name = reader.strip(" `").split(": ")
+        assert re.search(rf"(def|class) {name}\b", (root / "mmcoref" / file).read_text("utf-8")), reader
+        for place in tests.split(";"):
+            path, *names = re.findall(r"(?:tests/\S+\.py|\btest_\w+)", place)
+            text = (root / path).read_text("utf-8")
+            assert all(f"def {test}(" in text for test in names), place
 
 
 # ---------------------------------------------------------------------- forms

@@ -711,7 +711,10 @@ def test_no_runs_and_wrong_options_are_refused(three: list[str]) -> None:
     assert refused() == "expected one run folder or more, such as lightning_logs/version_3, got none."
     assert refused("--metric", "f1", *three).startswith("compare: argument --metric: invalid choice: 'f1' (choose from")
     assert refused(three[0], "--limit") == "compare: unrecognized arguments: --limit; see mmcoref compare --help."
-    assert refused(three[0], "--publish") == "compare: unrecognized arguments: --publish; did you mean --published?; see mmcoref compare --help."
+    assert (
+        refused(three[0], "--publish")
+        == "compare: unrecognized arguments: --publish; did you mean --published?; see mmcoref compare --help."
+    )
     assert refused(three[0], "--seed", "-1") == "seed: expected 0 or more, got -1."
 
 
