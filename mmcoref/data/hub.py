@@ -9,6 +9,7 @@ from filelock import FileLock
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from mmcoref.atomic import cannot_write
 from mmcoref.errors import UserError, first_line
 from mmcoref.paths import user_path
 
@@ -33,7 +34,10 @@ def fetch(name: str, *, weights: bool = False) -> Path:
     if folder.is_dir():
         return folder
     cache = Path(constants.HF_HUB_CACHE)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(cache, error, "Models are kept there.", option="HF_HOME") from None
     patterns = [*_TEXT, *(_WEIGHTS if weights else [])]
     turn = cache / f".mmcoref-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
     try:

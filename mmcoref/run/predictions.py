@@ -6,7 +6,6 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from tempfile import SpooledTemporaryFile
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,6 +17,7 @@ from mmcoref.data.examples import Examples
 from mmcoref.data.order import Order, reorder
 from mmcoref.data.record import LETTERS, Record
 from mmcoref.evaluation.prediction import Prediction
+from mmcoref.run.spool import Spool
 
 _IN_MEMORY = 2**24  # bytes of a process's predictions that need no file: some 50,000
 _AT_ONCE = 1000  # predictions that a process sends at a time
@@ -28,7 +28,7 @@ class Predictions:
     """Predictions of one process, or of all; beyond some megabytes in a temporary file, which no crash leaves behind."""
 
     def __init__(self) -> None:
-        self._file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115  # it is closed, and so removed, with this object
+        self._lines = Spool(_IN_MEMORY)
         self._index = array("q")
         self._order = array("b")
         self._end = array("q", [0])
@@ -43,7 +43,7 @@ class Predictions:
             self._add(one.index, one.order, json.dumps(fields).encode())
 
     def _add(self, index: int, order: Order, line: bytes) -> None:
-        self._file.write(line)
+        self._lines.append(line)
         self._index.append(index)
         self._order.extend(order)
         self._end.append(self._end[-1] + len(line))
@@ -69,8 +69,7 @@ class Predictions:
         return self._index[number], (a, b, c, d), self._line(number)
 
     def _line(self, number: int) -> bytes:
-        self._file.seek(self._end[number])
-        return self._file.read(self._end[number + 1] - self._end[number])
+        return self._lines.read(self._end[number], self._end[number + 1])
 
     def check(self, expected: int, *, whole: bool) -> None:
         """Check that each prediction is there once.

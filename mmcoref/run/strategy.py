@@ -93,8 +93,12 @@ class ShardedStrategy(ModelParallelStrategy):
         every: list[dict[str, str]] = [{}] * self.world_size
         distributed.all_gather_object(every, sums)
         if self.is_global_zero:
-            write_sums(temporary, every)
-            replace(target, temporary)
+            try:
+                write_sums(temporary, every)
+                replace(target, temporary)
+            except OSError as error:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise cannot_write(target, error, kept(target)) from error
         self.barrier()
 
 

@@ -14,6 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
+
+from mmcoref.data.hub import fetch
+from mmcoref.errors import UserError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -96,3 +100,10 @@ def test_a_hub_that_gives_nothing_is_named() -> None:
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=100)
     assert "UserError: model.name 'someone/llama': cannot be downloaded from http://127.0.0.1:9" in done.stderr
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(UserError, match=r"hub: could not be written: a file is where its folder should be; .* HF_HOME"):
+        fetch("owner/model")
