@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -125,10 +125,15 @@ def sha256_of(path: str) -> str:
     return digest.hexdigest()
 
 
-def digest_of(texts: Sequence[str]) -> bytes:
-    """Return 16 bytes that are equal for lists of texts that are the same when compared."""
+def digest_of(texts: Iterable[str], form: Callable[[str], str] = normalise) -> bytes:
+    """Return 16 bytes that are equal for lists of texts that are the same when compared.
+
+    Args:
+        texts: in their order.
+        form: in which they are compared.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for text in map(normalise, texts):
+    for text in map(form, texts):
         raw = text.encode("utf-8", "surrogatepass")
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.digest()
@@ -136,7 +141,12 @@ def digest_of(texts: Sequence[str]) -> bytes:
 
 def digests_of(lists: Iterable[Sequence[str]]) -> NDArray[np.uint64]:
     """Return (N, 2), the digests of N lists of texts."""
-    return np.frombuffer(b"".join(map(digest_of, lists)), np.uint64).reshape(-1, 2)
+    return digests_from(b"".join(map(digest_of, lists)))
+
+
+def digests_from(raw: bytes | bytearray) -> NDArray[np.uint64]:
+    """Return (N, 2) of N digests of 16 bytes."""
+    return np.frombuffer(raw, np.uint64).reshape(-1, 2)
 
 
 def _write(columns: Columns, records: Iterable[Record]) -> None:

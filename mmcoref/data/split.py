@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,15 +38,30 @@ def split_records(records: Sequence[Record], *, n_train: int | None = None, val_
     Raises:
         UserError: one record only, or a validation part that would leave no train record.
     """
-    n_train = int(TRAIN_SHARE * len(records)) if n_train is None else n_train
+    return split_by(len(records), lambda n: cluster_numbers(records, n), n_train=n_train, val_size=val_size, seed=seed)
+
+
+def split_by(
+    n: int, clusters: Callable[[int], NDArray[np.int64]], *, n_train: int | None = None, val_size: int = 0, seed: int = 0
+) -> Split:
+    """Split n records; see `split_records`.
+
+    Args:
+        n: records of the file.
+        clusters: gives the cluster numbers of the first so many records.
+        n_train: see `split_records`, as the others.
+        val_size: the same.
+        seed: the same.
+    """
+    n_train = int(TRAIN_SHARE * n) if n_train is None else n_train
     if n_train == 0:
-        raise UserError(f"expected at least 2 records to split into train and test, got {len(records)}.")
+        raise UserError(f"expected at least 2 records to split into train and test, got {n}.")
     if not 0 <= val_size < n_train:
         raise UserError(f"data.val_size: expected 0 to {n_train - 1} of the {n_train} train records, got {val_size}.")
-    test = range(n_train, len(records))
+    test = range(n_train, n)
     if val_size == 0:
         return Split(range(n_train), range(0), test)
-    held = _hold_out(cluster_numbers(records, n_train), val_size, seed)
+    held = _hold_out(clusters(n_train), val_size, seed)
     return Split(_indices(~held), _indices(held), test)
 
 

@@ -123,12 +123,9 @@ class Tally:
         """Count how many records each rule is right on."""
         counts = []
         for number, rule in enumerate(self._rules):
-            named = self._floor_table[:, 2 * number]
-            counts.append(Floor(rule.name, int(named.sum()) if named.min(initial=1) >= 0 else None, self._photo(number), len(self)))
+            named, photo = self._floor_table[:, 2 * number : 2 * number + 2].sum(0, dtype=np.int64).tolist()
+            counts.append(Floor(rule.name, named if rule.names_options else None, photo, len(self)))
         return counts
-
-    def _photo(self, number: int) -> int:
-        return int(self._floor_table[:, 2 * number + 1].sum())
 
     def floor_hits(self, name: str, level: str) -> NDArray[np.int8]:
         """(N,) whether a rule is right on each record: on its `object` or its `photo`."""

@@ -6,27 +6,32 @@ import argparse
 import inspect
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
-from mmcoref.data.file import read_records
+import numpy as np
+
+from mmcoref.data.file import RecordStream, open_data
+from mmcoref.data.items import Items
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.record import Record
 from mmcoref.data.sample import sample_records
-from mmcoref.data.split import Split, split_records
+from mmcoref.data.split import Split, split_by
 from mmcoref.errors import UserError, at_least
 from mmcoref.tools.arguments import Parser
-from mmcoref.tools.audit_checks import Audit, Tokens, audit, lengths
+from mmcoref.tools.audit_checks import Audit, Tokens, audit_of, lengths
+from mmcoref.tools.audit_survey import Survey
 
 if TYPE_CHECKING:
     from mmcoref.data.encode import PromptStyle
 
 REFUSED_EXIT = 1
 _SAMPLE = "sample"  # the word that stands for generated dialogues in place of a file
-_CHUNK = 1000  # records whose ids are kept in memory at once
 _NO_LIMIT = sys.maxsize
 
 
@@ -36,7 +41,7 @@ class Report:
 
     Attributes:
         path: as the user gave it.
-        form: of the file's top level, e.g. `JSON list of strings`; None where it was refused, or read from a pipe.
+        form: of the file's top level, e.g. `JSON list of strings`; None where it was refused.
         sha256: hex digest of the file's bytes; None where it was refused, or generated.
         refusals: why training would refuse the file, one message each.
         audit: None where the records could not be read or split.
@@ -90,31 +95,62 @@ def audit_file(
     if tokenizer is None and (prompt or max_tokens is not None):
         raise UserError("--prompt and --max_tokens are about tokens: name the tokenizer that counts them with --tokenizer.")
     at_least(1, max_tokens=max_tokens)
-    try:
-        source = _read(file)
-    except UserError as error:
-        if not _is_readable(file):
-            raise
-        return Report(file, None, None, (str(error),), None)
-    records = source.records
-    split = split_records(records, n_train=source.n_train, val_size=val_size)
-    tokens = None if tokenizer is None else _tokens(records, split, tokenizer, prompt, max_tokens)
-    return Report(file, source.form, source.sha256, tuple(_refusals(tokens, len(records))), audit(records, split, tokens))
+    with ExitStack() as stack:
+        try:
+            source = _sample() if file == _SAMPLE else _file(file, again=tokenizer is not None, stack=stack)
+            survey = _survey(source)
+            split_by(min(len(survey), 2), survey.clusters)  # refuses a single record, whatever the options
+        except UserError as error:
+            if not _is_readable(file):
+                raise
+            return Report(file, None, None, (str(error),), None)
+        split = split_by(len(survey), survey.clusters, n_train=source.n_train, val_size=val_size)
+        tokens = None if tokenizer is None else _tokens(source.records, len(survey), split, tokenizer, prompt, max_tokens)
+    return Report(file, source.form, source.sha256, tuple(_refusals(tokens, len(survey))), audit_of(survey, split, tokens))
 
 
-class _Source(NamedTuple):
-    records: Sequence[Record]
-    n_train: int | None  # where the published share does not decide it
-    form: str | None
-    sha256: str | None
+class _Source:
+    """Records that can be read, and what is known of their file once they have been.
+
+    Attributes:
+        records: reads them from the beginning.
+        n_train: how many are the train part, where the published share does not decide it.
+        form: of the file's top level.
+        sha256: of the file's bytes; None if there is none.
+    """
+
+    def __init__(self, records: Callable[[], Iterator[Record]], n_train: int | None = None, form: str | None = None) -> None:
+        self.records = records
+        self.n_train = n_train
+        self.form = form
+        self.sha256: str | None = None
 
 
-def _read(file: str) -> _Source:
-    if file == _SAMPLE:
-        return _sample()
-    data = read_records(file)
-    split_records(data.records[:2])  # refuses a single record, whatever the options
-    return _Source(data.records, None, _form(file), data.sha256)
+def _survey(source: _Source) -> Survey:
+    """Look at all records, in one pass."""
+    survey = Survey()
+    for record in source.records():
+        survey.add(record)
+    return survey
+
+
+def _file(path: str, *, again: bool, stack: ExitStack) -> _Source:
+    """A data file; what comes from a pipe is kept in a temporary file if it is to be read again."""
+    file = stack.enter_context(open_data(path))
+    if again and not file.seekable():
+        copy = stack.enter_context(TemporaryFile())  # noqa: SIM115  # the stack closes it
+        shutil.copyfileobj(file, copy)
+        file = copy
+
+    def records() -> Iterator[Record]:
+        if file.seekable():
+            file.seek(0)
+        stream = RecordStream(path, Items(path, file), require_solution=True)
+        yield from stream
+        source.form, source.sha256 = stream.form, stream.sha256
+
+    source = _Source(records)
+    return source
 
 
 def _sample() -> _Source:
@@ -122,39 +158,29 @@ def _sample() -> _Source:
     from mmcoref.data.module import SAMPLE_TEST, MMCorefDataModule
 
     n_train: int = inspect.signature(MMCorefDataModule).parameters["sample_train"].default
-    return _Source((*sample_records(n_train), *sample_records(SAMPLE_TEST, part="test")), n_train, "generated", None)
-
-
-def _form(path: str) -> str | None:
-    """The form of a valid file's top level."""
-    if not os.path.isfile(path):
-        return None  # a pipe gives its text once
-    text = Path(path).read_text("utf-8-sig")
-    if text.lstrip()[:1] != "[":
-        return "JSON Lines"
-    kinds = {type(item) for item in json.loads(text)}
-    return "JSON list of " + " and ".join(name for kind, name in ((str, "strings"), (dict, "objects")) if kind in kinds)
+    return _Source(lambda: iter((*sample_records(n_train), *sample_records(SAMPLE_TEST, part="test"))), n_train, "generated")
 
 
 def _is_readable(path: str) -> bool:
     return os.path.exists(path) and not os.path.isdir(path) and os.access(path, os.R_OK)
 
 
-def _tokens(records: Sequence[Record], split: Split, name: str, prompt: PromptStyle | None, max_tokens: int | None) -> Tokens:
-    from mmcoref.data.encode import Encoder
+def _tokens(
+    records: Callable[[], Iterator[Record]], n: int, split: Split, name: str, prompt: PromptStyle | None, max_tokens: int | None
+) -> Tokens:
+    from mmcoref.data.encode import Encoder, Fates
     from mmcoref.data.tokenizer import load_tokenizer
 
-    train = (records[index] for index in split.train)
+    trains = np.zeros(n, np.bool_)
+    trains[np.asarray(split.train, np.int64)] = True
+    train = (record for record, learnt in zip(records(), trains, strict=True) if learnt)
     tokenizer = load_tokenizer(name, (prompt_text(record) + answer_text(record.gold) for record in train))
     encoder = Encoder(tokenizer) if prompt is None else Encoder(tokenizer, style=prompt)
     limit = encoder.max_tokens if max_tokens is None else max_tokens
     encoder.max_tokens = _NO_LIMIT  # longer records are measured, too
-    counted: list[int] = []
-    for start in range(0, len(records), _CHUNK):
-        chunk = encoder.encode([(start + i, record) for i, record in enumerate(records[start : start + _CHUNK])])
-        counted += (example.tokens for example in chunk.examples)
-    too_long = tuple(index for index, count in enumerate(counted) if count > limit)
-    return Tokens(name, encoder.style, limit, lengths(counted), too_long)
+    examples = encoder.stream(enumerate(records()), n, Fates())
+    counted = np.fromiter((example.tokens for example in examples), np.int64, n)
+    return Tokens(name, encoder.style, limit, lengths(counted), tuple(np.flatnonzero(counted > limit).tolist()))
 
 
 def _refusals(tokens: Tokens | None, n: int) -> Iterator[str]:

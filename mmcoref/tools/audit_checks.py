@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from mmcoref.data.record import LETTERS, Record, speaker_of
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmcoref.data.record import LETTERS, Record
 from mmcoref.data.split import Split
-from mmcoref.data.unicode import canonical, fold, normalise
-from mmcoref.evaluation.floors import Floor, floors
-from mmcoref.tools.audit_oddities import CHECKS, owners, quotes, texts
+from mmcoref.evaluation.floors import Floor
+from mmcoref.tools.audit_oddities import CHECKS
+from mmcoref.tools.audit_survey import Survey
+
+Indices = NDArray[np.int64]  # of a part's records, in file order
+Parts = Mapping[str, Indices]
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class Audit:
     floors: tuple[Floor, ...]
 
 
-def audit(records: Sequence[Record], split: Split, tokens: Tokens | None = None) -> Audit:
+def audit(records: Iterable[Record], split: Split, tokens: Tokens | None = None) -> Audit:
     """What records hold and what is odd about them, in time linear in their number.
 
     Args:
@@ -130,95 +135,101 @@ def audit(records: Sequence[Record], split: Split, tokens: Tokens | None = None)
     Raises:
         ValueError: the train or the test part is empty, or a record has no solution.
     """
-    per_dialogue = [len(record.conversation) for record in records]
-    said = (utterance for record in records for utterance in record.conversation)
-    test = [records[i] for i in split.test]
+    survey = Survey()
+    for record in records:
+        survey.add(record)
+    return audit_of(survey, split, tokens)
+
+
+def audit_of(survey: Survey, split: Split, tokens: Tokens | None = None) -> Audit:
+    """Make the audit of records that were surveyed; see `audit`."""
+    parts = {name: np.asarray(indices, np.int64) for name, indices in split._asdict().items()}
     return Audit(
-        records=len(records),
-        parts=tuple(_part(name, [records[i] for i in indices]) for name, indices in split._asdict().items()),
-        utterances=Utterances(sum(per_dialogue), min(per_dialogue), max(per_dialogue), sum(fold(text[3]) in ("'", '"') for text in said)),
-        characters=lengths([sum(map(len, texts(record))) for record in records]),
+        records=len(survey),
+        parts=tuple(_part(name, survey, indices) for name, indices in parts.items()),
+        utterances=Utterances(survey.utterances, survey.shortest, survey.longest, survey.quoted_utterances),
+        characters=lengths(survey.characters),
         tokens=tokens,
-        findings=(*_odd_records(records, split), *_repeats(records, split)),
-        floors=(*floors([records[i] for i in split.train], test), _other_than_last_speaker(test)),
+        findings=(*_odd_records(survey, parts), *_repeats(survey, parts), *_across(survey, parts)),
+        floors=tuple(survey.floors(parts["train"], parts["test"])),
     )
 
 
-def lengths(values: Sequence[int]) -> Lengths:
+def lengths(values: ArrayLike) -> Lengths:
     """Of one record or more."""
-    ranked = sorted(values)
-    p50, p95, p99 = (ranked[-(-len(ranked) * percent // 100) - 1] for percent in (50, 95, 99))
-    return Lengths(ranked[0], sum(ranked) / len(ranked), p50, p95, p99, ranked[-1])
+    ranked = np.sort(values)
+    p50, p95, p99 = (int(ranked[-(-len(ranked) * percent // 100) - 1]) for percent in (50, 95, 99))
+    return Lengths(int(ranked[0]), int(ranked.sum(dtype=np.int64)) / len(ranked), p50, p95, p99, int(ranked[-1]))
 
 
-def _part(name: str, records: Sequence[Record]) -> Part:
-    gold = Counter(record.gold.letter for record in records)
+def _part(name: str, survey: Survey, indices: Indices) -> Part:
+    gold = np.bincount(survey.gold[indices], minlength=len(LETTERS)).tolist()
+    numbers, first, counts = np.unique(survey.owner_numbers[indices], return_index=True, return_counts=True)
+    ranked = np.lexsort((first, -counts))  # the most frequent first, of equals the one that came first
     return Part(
         name=name,
-        records=len(records),
-        gold={letter: gold[letter] for letter in LETTERS},
-        owner_orders=dict(Counter(map(owners, records)).most_common()),
-        demonstrative_last=sum(quotes(record, record.conversation[-1:]) for record in records),
-        demonstrative_somewhere=sum(quotes(record, record.conversation) for record in records),
+        records=len(indices),
+        gold=dict(zip(LETTERS, gold, strict=True)),
+        owner_orders={survey.owner_orders[numbers[i]]: int(counts[i]) for i in ranked},
+        demonstrative_last=int(survey.quoted_last[indices].sum(dtype=np.int64)),
+        demonstrative_somewhere=int(survey.quoted_somewhere[indices].sum(dtype=np.int64)),
     )
-
-
-def _other_than_last_speaker(test: Sequence[Record]) -> Floor:
-    """The photo rule of `floors` with the speaker who really is the last."""
-    right = sum(record.gold.owner is not None and record.gold.owner != speaker_of(record.conversation[-1]) for record in test)
-    return Floor("photo of the speaker not last to speak", None, right, len(test))
 
 
 _PER_RECORD = {"records": 1, "options": 4, "held-out dialogues": 1, "held-out captions": 2, "held-out option lists": 1}
 
 
-def _odd_records(records: Sequence[Record], split: Split) -> Iterable[Finding]:
-    for name, counted, words, odd in CHECKS:
-        hits = {part: [i for i in indices for _ in range(odd(records[i]))] for part, indices in split._asdict().items()}
-        yield _finding(name, counted, words, hits, split)
+def _odd_records(survey: Survey, parts: Parts) -> Iterator[Finding]:
+    for number, (name, counted, words, _) in enumerate(CHECKS):
+        yield _finding(name, counted, words, survey.odd(number), parts)
 
 
-def _repeats(records: Sequence[Record], split: Split) -> Iterable[Finding]:
-    """What is there twice: inside a part, and in a later part as in an earlier one."""
-    inside: tuple[tuple[str, str, Callable[[Record], Hashable]], ...] = (
-        ("repeated_record", "an earlier record of the same part is exactly the same", _content),
-        ("repeated_dialogue", "an earlier record of the same part has the same dialogue", lambda r: _compared(r.conversation)),
+def _repeats(survey: Survey, parts: Parts) -> Iterator[Finding]:
+    """What is there twice inside a part."""
+    inside = (
+        ("repeated_record", "an earlier record of the same part is exactly the same", survey.contents),
+        ("repeated_dialogue", "an earlier record of the same part has the same dialogue", survey.dialogues[:, 0]),
     )
-    for name, words, key in inside:
-        hits: dict[str, list[int]] = {}
-        for part, indices in split._asdict().items():
-            first: dict[Hashable, int] = {}
-            hits[part] = [i for i in indices if first.setdefault(key(records[i]), i) != i]
-        yield _finding(name, "records", words, hits, split)
-    across: tuple[tuple[str, str, Callable[[Record], Sequence[Hashable]]], ...] = (
-        ("dialogue_across", "held-out dialogues", lambda r: [_compared(r.conversation)]),
-        ("captions_across", "held-out captions", lambda r: _compared(r.image_descriptions)),
-        ("options_across", "held-out option lists", lambda r: [_compared(r.choices)]),
-    )
-    for name, counted, keys in across:
-        seen = {key for i in split.train for key in keys(records[i])}
-        hits = {"val": [i for i in split.val for key in keys(records[i]) if key in seen]}
-        seen.update(key for i in split.val for key in keys(records[i]))
-        hits["test"] = [i for i in split.test for key in keys(records[i]) if key in seen]
-        yield _finding(name, counted, "an earlier part of the split has the same", hits, split)
+    for name, words, groups in inside:
+        again = np.zeros(len(survey), np.int8)
+        for indices in parts.values():
+            _, first = np.unique(groups[indices], return_index=True)
+            again[indices] = 1
+            again[indices[first]] = 0
+        yield _finding(name, "records", words, again, parts)
 
 
-def _content(record: Record) -> Hashable:
-    """All of a record but its id, which does not make it another one; the texts as characters, however they are encoded."""
-    return (*map(canonical, texts(record)), record.gold.letter, len(record.conversation))
+def _across(survey: Survey, parts: Parts) -> Iterator[Finding]:
+    """What is there in a later part as in an earlier one."""
+    held_out = {name: parts[name] for name in ("val", "test")}
+    for name, counted, groups in (
+        ("dialogue_across", "held-out dialogues", survey.dialogues),
+        ("captions_across", "held-out captions", survey.captions),
+        ("options_across", "held-out option lists", survey.option_lists),
+    ):
+        known = np.zeros(int(groups.max(initial=-1)) + 1, np.bool_)
+        known[groups[parts["train"]]] = True
+        again = np.zeros(len(survey), np.int8)
+        for indices in held_out.values():
+            again[indices] = known[groups[indices]].sum(1)
+            known[groups[indices]] = True
+        yield _finding(name, counted, "an earlier part of the split has the same", again, held_out)
 
 
-def _compared(several: Sequence[str]) -> tuple[str, ...]:
-    """Return texts in the form in which they are the same as others: as clusters of the split compare them."""
-    return tuple(map(normalise, several))
+def _finding(name: str, counted: str, words: str, hits: NDArray[np.int8], parts: Parts) -> Finding:
+    """A finding from (N,), how often each record was hit.
 
-
-def _finding(name: str, counted: str, words: str, hits: Mapping[str, Sequence[int]], split: Split) -> Finding:
-    """A finding from part -> record index of each hit; a record is there as often as it has hits."""
-    counts = {part: len(found) for part, found in hits.items()}
-    of = {part: _PER_RECORD[counted] * len(getattr(split, part)) for part in hits}
+    Args:
+        name: of the check.
+        counted: what is counted, a key of `_PER_RECORD`.
+        words: of the finding.
+        hits: of each record.
+        parts: those that are looked at.
+    """
+    counts = {part: int(hits[indices].sum(dtype=np.int64)) for part, indices in parts.items()}
+    of = {part: _PER_RECORD[counted] * len(indices) for part, indices in parts.items()}
     total = sum(counts.values())
-    concerned = tuple(sorted(set().union(*hits.values())))
+    concerned = tuple(np.flatnonzero(hits).tolist())
     where = f" in {len(concerned):,} record{'s'[len(concerned) == 1 :]}" if len(concerned) != total else ""
     message = f"{total:,} of {sum(of.values()):,} {counted}{where}: {words}."
     return Finding(name, message, total, counts, of, concerned)
