@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mmcoref
 from mmcoref.cli import main
-from mmcoref.data.pretrained import restored_config
+from mmcoref.data.pretrained import read_config, restored_config
 from mmcoref.data.tokenizer import load_tokenizer, pack_tokenizer, unpack_tokenizer
 from mmcoref.errors import UserError
 from mmcoref.model.backbone import load_backbone
@@ -190,6 +190,16 @@ def test_a_models_config_that_brings_code(model: Path, data_file: Path, capsys: 
     for program in (["fit"], ["test"], ["plan"]):
         said = refused(capsys, *program, "--model.name", str(model), "--data.path", str(data_file), *CPU)
         assert "it brings code of its own, which this program never runs: choose a model of a type that transformers has" in said
+
+
+def test_a_models_config_that_asks_for_compiled_code_from_the_hub(model: Path) -> None:
+    plant(model, "config.json", attn_implementation="owner/kernel")
+    with pytest.raises(UserError, match="its config asks for code from the hub, 'owner/kernel': remove attn_implementation from it"):
+        read_config(model, str(model))
+    for broken in ("", "[]", '{"model_type": "llama", "hidden_size": "wide"}', "[" * 100000):
+        (model / "config.json").write_text(broken)
+        with pytest.raises(UserError, match="its config cannot be read: "):
+            read_config(model, str(model))
 
 
 def test_code_beside_a_model_that_transformers_has_is_left_alone(

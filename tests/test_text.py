@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import unicodedata
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from mmcoref.cli import main
 from mmcoref.data.record import Record
 from mmcoref.errors import UserError
+from mmcoref.run.quiet import quiet
 from mmcoref.text import PrintableFormatter, plain_console, printable, to_json
 from tests.test_cli import CPU, refused
 
@@ -61,6 +63,16 @@ def test_a_log_line_is_one_line_and_a_traceback_keeps_its_own() -> None:
         record = logging.LogRecord("mmcoref", logging.INFO, "", 0, "data: %s", (FORGED,), (type(error), error, None))
     lines = PrintableFormatter("%(message)s").format(record).split("\n")
     assert lines == [f"data: {printable(FORGED)}", "ValueError: below"]
+
+
+def test_what_libraries_say_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [handler])
+    quiet()
+    text = warnings.formatwarning(UserWarning(FORGED), UserWarning, f"/x/{FORGED}.py", 3)
+    assert text == f"/x/{printable(FORGED)}.py:3: UserWarning: {printable(FORGED)}\n"
+    record = logging.LogRecord("lightning.pytorch", logging.WARNING, "", 0, "%s", (FORGED,), None)
+    assert handler.format(record) == printable(FORGED)
 
 
 def test_markup_and_emoji_codes_are_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,17 @@ import warnings
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar
 
+from mmcoref.text import PrintableFormatter, printable
+
+_LIBRARIES = ("lightning.pytorch", "lightning.fabric", "lightning", "transformers", "huggingface_hub")
+
 
 def quiet() -> None:
-    """Silences it in this process."""
+    """Silence it in this process; what they still say, which may quote a path or a config, is printable."""
+    warnings.formatwarning = _one_line
+    for name in _LIBRARIES:
+        for handler in logging.getLogger(name).handlers:
+            handler.setFormatter(PrintableFormatter("%(message)s"))
     # Lightning's own information (which accelerators exist, what it restores) would stand before our first line.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -28,3 +36,8 @@ def quiet() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # inside Lightning
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """Format a warning without the line of code that gave it, which says nothing to a user."""
+    return f"{printable(filename)}:{lineno}: {category.__name__}: {printable(message)}\n"
