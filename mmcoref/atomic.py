@@ -28,12 +28,11 @@ class CannotWrite(UserError):
 
 
 @contextmanager
-def whole_bytes(target: Path, *, keep_part: bool = False, then: str = "", option: str = _FOLDER) -> Iterator[BinaryIO]:
+def whole_bytes(target: Path, *, then: str = "", option: str = _FOLDER) -> Iterator[BinaryIO]:
     """Open a file that takes its final name when the block ends without an error.
 
     Args:
         target: the final name; missing folders above it are made.
-        keep_part: whether what was written before the disk refused more stays, as `NAME.part`.
         then: what the user should know or do besides, for the message of a disk that refuses.
         option: the option that names another place.
 
@@ -60,7 +59,6 @@ def whole_bytes(target: Path, *, keep_part: bool = False, then: str = "", option
         if raw.refused is None:
             raise
         # Whatever a library makes of a failed write (torch: an enforce failure), the cause is known here.
-        then = _sentences(then, _part(temporary, target, keep_part))
         raise cannot_write(target, raw.refused, then, option=option) from error
     finally:
         with contextlib.suppress(OSError):  # closing flushes, and what the disk refused once it refuses again
@@ -70,13 +68,13 @@ def whole_bytes(target: Path, *, keep_part: bool = False, then: str = "", option
 
 
 @contextmanager
-def whole_text(target: Path, *, keep_part: bool = False, then: str = "", option: str = _FOLDER) -> Iterator[TextIO]:
+def whole_text(target: Path, *, then: str = "", option: str = _FOLDER) -> Iterator[TextIO]:
     """Do the same as `whole_bytes` for text in UTF-8, written as given: line ends are not translated.
 
     Raises:
         UserError: it cannot be written; what was there before stays.
     """
-    with whole_bytes(target, keep_part=keep_part, then=then, option=option) as file:
+    with whole_bytes(target, then=then, option=option) as file:
         text = io.TextIOWrapper(file, "utf-8", newline="")
         yield text
         text.flush()
@@ -239,18 +237,6 @@ def _free_bytes(target: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def _part(temporary: Path, target: Path, keep: bool) -> str:
-    """Keep what has been written, if asked to, and say where it is."""
-    part = target.with_name(f"{target.name}.part")
-    try:
-        if not keep or not temporary.stat().st_size:
-            return ""
-        os.replace(temporary, part)
-    except OSError:
-        return ""
-    return f"The part that could be written is {part}."
 
 
 def _sentences(*sentences: str) -> str:

@@ -99,23 +99,6 @@ def test_there_is_the_old_file_or_the_new_one_and_nothing_else(
     assert names(target.parent) == ["a.bin"] * (old or not told)
 
 
-def test_a_part_is_kept_if_asked_for_and_named(tmp_path: Path) -> None:
-    target = tmp_path / "answers.jsonl"
-
-    def write() -> None:
-        with largest_file(10_000), whole_text(target, keep_part=True) as file:
-            for _ in range(10_000):
-                file.write("line\n")
-
-    with pytest.raises(UserError) as told:
-        write()
-    part = tmp_path / "answers.jsonl.part"
-    assert str(told.value).endswith(f"The part that could be written is {part}.")
-    assert part.stat().st_size > 1000
-    assert set(part.read_text().splitlines()) <= {"line", "lin", "li", "l"}
-    assert names(tmp_path) == ["answers.jsonl.part"]
-
-
 @pytest.mark.parametrize(
     ("number", "said", "unsaid"),
     [

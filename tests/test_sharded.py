@@ -263,6 +263,6 @@ def test_names_of_strategies() -> None:
     assert ddp._ddp_kwargs["gradient_as_bucket_view"]  # or its buckets would be a second copy of the gradients
     assert type(strategy_of("auto", 2)) is type(ddp)
     assert strategy_of("auto", 1) == "auto"
-    for name in ("fsdp", "deepspeed_stage_2"):
+    for name in ("fsdp", "deepspeed_stage_2", "ddp_spawn", "ddp_fork_find_unused_parameters_true", "ddp_notebook"):
         with pytest.raises(UserError, match=re.escape(f"expected auto, ddp or sharded, got {name}")):
             strategy_of(name, 8)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from filelock import FileLock, Timeout
 from mmcoref.atomic import cannot_write
 from mmcoref.errors import UserError
 from mmcoref.run.launchers import is_first
+from mmcoref.run.signals import SIGNALS
 
 VERSION = re.compile(r"version_(\d+)")
+_LOCK = ".lock"
 # These tell the processes that a run starts which folder its first one has claimed, and that it holds the lock.
 _CLAIMED, _WRITES = "MMCOREF_RUN_FOLDER", "MMCOREF_LOCKED_FOLDER"
 
@@ -43,14 +46,21 @@ def run_folder_under(root: Path) -> Iterator[Path]:
     made = not root.exists()
     folder = _claim(root)
     os.environ[_CLAIMED] = str(folder)
+    remove = partial(_remove_unused, folder, [root] if made else [])
+    SIGNALS.at_end.append(remove)
     try:
         yield folder
     finally:
         os.environ.pop(_CLAIMED, None)
-        with suppress(OSError):  # not empty: it is used
-            folder.rmdir()
-            if made:
-                root.rmdir()
+        remove()
+
+
+def _remove_unused(folder: Path, above: Sequence[Path]) -> None:
+    with suppress(OSError):  # not empty: it is used
+        if [path.name for path in folder.iterdir()] == [_LOCK]:
+            (folder / _LOCK).unlink()
+        for path in (folder, *above):
+            path.rmdir()
 
 
 @contextmanager
@@ -63,7 +73,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     if not is_first_process() or os.environ.get(_WRITES) == str(folder):
         yield
         return
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

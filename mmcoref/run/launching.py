@@ -8,8 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
+from mmcoref.errors import UserError
 from mmcoref.run.curves import tolerate
 from mmcoref.run.peers import LEADER, PEERS
 
@@ -45,9 +46,21 @@ def take_over(trainer: pl.Trainer) -> None:
     """Let the processes, signals and loggers of a trainer be ours, whatever strategy it was given.
 
     Lightning's handlers broadcast from inside a signal, which hangs; under Slurm they save where no resume of ours looks.
+
+    Raises:
+        UserError: its strategy starts processes that we cannot watch.
     """
     tolerate(trainer.loggers)
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = _leave_signals  # type: ignore[method-assign]
     launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        raise UserError(
+            "trainer.strategy: processes that share this one's memory (start_method spawn or fork) could not be stopped, nor named when "
+            "they die: leave start_method out."
+        )
     if type(launcher) is _SubprocessScriptLauncher:
         trainer.strategy._launcher = WatchedLauncher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+
+
+def _leave_signals() -> None:
+    """Set no handlers."""

@@ -109,7 +109,9 @@ def check_strategy(name: Any) -> None:
         UserError: it is not.
     """
     known = ("auto", *StrategyRegistry.available_strategies())
-    if isinstance(name, str) and (name not in known or name.startswith(("fsdp", "deepspeed"))):
+    # The last three start processes that share this one's memory, for notebooks: they could not be stopped, nor named when they die.
+    others = ("fsdp", "deepspeed", "spawn", "fork", "notebook")
+    if isinstance(name, str) and (name not in known or any(other in name for other in others)):
         raise UserError(f"trainer.strategy: expected auto, ddp or sharded, got {name}; sharded cuts the model as FSDP does.")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from mmcoref.errors import UserError
 from mmcoref.run.folder import only_writer, run_folder_under, typed, versions
+from mmcoref.run.signals import SIGNALS
 
 
 def test_runs_that_start_together_get_different_folders(tmp_path: Path) -> None:
@@ -63,3 +64,19 @@ def test_two_processes_do_not_train_one_run(tmp_path: Path, monkeypatch: pytest.
     with only_writer(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_a_signal_ends_at_once_leaves_no_unused_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end() -> None:
+        for action in SIGNALS.at_end:
+            action()
+
+    monkeypatch.setattr(SIGNALS, "at_end", [])
+    with run_folder_under(tmp_path / "logs") as folder, only_writer(folder):
+        end()
+        assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(SIGNALS, "at_end", [])
+    with run_folder_under(tmp_path / "logs") as folder, only_writer(folder):
+        (folder / "config.yaml").touch()
+        end()
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.yaml"]
