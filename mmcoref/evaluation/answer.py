@@ -1,20 +1,24 @@
-"""Output text -> option. `tests/evaluation/test_answer.py` is a table of the sentence forms, failures included.
+"""Output text -> option. `tests/evaluation/test_answer.py` and `answer_table.py` there are tables of the forms, failures included.
 
 A letter opens the output, or a conclusion names an option, or one option's text stands in a sentence: in this order.
-Where letter and text disagree (`A) ` before D's text) the letter is the answer, as in the published scoring.
+If letter and text disagree (`A) ` before D's text) the letter is the answer, as in the published scoring.
+
+`parsing.tokens` reads the text into tokens, by the lists in `parsing.words`; `parsing.grammar` reads the tokens into
+statements (`정답은 D입니다`: D is claimed); here the answer is chosen among those.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 from mmcoref.data.prompt import answer_text
 from mmcoref.data.record import Option, Record
 from mmcoref.data.unicode import canonical
+from mmcoref.evaluation.parsing.grammar import read
+from mmcoref.evaluation.parsing.statements import Role, Statement
+from mmcoref.evaluation.parsing.tokens import Mask, Names, Token, answer_part, names, tokenize
+from mmcoref.evaluation.parsing.words import Kind
 
 FoundBy = Literal["letter", "conclusion", "option_text", "unparsable"]
 Failure = Literal[
@@ -36,13 +40,19 @@ class Parsed(NamedTuple):
 
 
 def parse_answer(output: str, options: Sequence[Option]) -> Parsed:
-    """The option that an output names; NFD, full width, Markdown and quotes make no difference, nor does a run-on record.
+    """Find the option that an output names.
+
+    NFD, full width, Markdown and quotation marks make no difference, nor does a thought before the answer or a run-on
+    record after it.
 
     1. `letter`: the output opens with a letter and `)`, `.`, `:`, a copula (`D입니다`) or the line's end. `A가 올린 …` opens
-       with an owner. What follows is not read, since a model that never learnt to stop writes on. A denial
-       (`A) …이 아니라`), a hedge (`A) … 또는 D) …`) and the recited choices (`A) … B) … C) …`) are no answers.
-    2. `conclusion`: the last `정답은 X`, `답: X` or `X가 정답입니다`, where X is a letter or an option's text.
-    3. `option_text`: one option's text stands in the output, with or without its letter, and is not denied.
+       with an owner. If nothing but the option's text follows in its sentence, no more is read, since a model that never
+       learnt to stop writes on; else a conclusion counts before it. A letter that is denied (`A) …이 아니라`), eliminated
+       (`A. …이므로 제외됩니다`) or one of several (`A) … 또는 D) …`) is no answer, nor are the recited choices.
+    2. `conclusion`: the last that says which option is the answer (`정답은 X`, `답: X`, `X가 정답입니다`, `X를 선택합니다`, `따라서 X`,
+       `the answer is X`, `\\boxed{X}`), or else a sentence that is a letter and a copula (`저것은 B입니다`).
+    3. `option_text`: one option's text stands in the output, or its noun as what is meant (`캠핑 의자입니다`), and is not
+       denied.
 
     Several options without a conclusion, a text that two options share, or none: `unparsable`.
 
@@ -50,17 +60,25 @@ def parse_answer(output: str, options: Sequence[Option]) -> Parsed:
         output: what the model wrote after the prompt.
         options: the record's four options, in any order.
     """
-    forms = _forms(tuple(options))
-    text = _answer_part(output)
-    opening = forms.opening.match(text)
-    if opening and not _RECITAL.match(text):
-        return Parsed(forms.only([opening]), "letter")
-    conclusions = [found for pattern in forms.conclusions for found in pattern.finditer(text)]
-    for found in sorted(conclusions, key=re.Match.start, reverse=True):
-        if option := forms.only([found]):
-            return Parsed(option, "conclusion")
-    option = forms.only(list(forms.mention.finditer(text)))
-    return Parsed(option, "option_text" if option else "unparsable")
+    of = names(tuple(options))
+    written = of.written(output)
+    if written:
+        return Parsed(written, "letter")
+    tokens, text = _tokens(output, of)
+    statements = read(tokens)
+    opening = _opening(statements, tokens, text, of)
+    if opening and opening.ends:
+        return Parsed(of.one(opening.mask), "letter")
+    claimed = of.one(_claimed(statements))
+    if claimed:
+        return Parsed(claimed, "letter" if opening and of.one(opening.mask) == claimed else "conclusion")
+    if opening and not _goes_through(opening, statements, of):
+        return Parsed(of.one(opening.mask), "letter")
+    letters = [one for one in statements if one.role is Role.ASSERTED and not any(target.text for target in one.targets)]
+    named = of.one(_named(statements))
+    if named is None:
+        return Parsed(None, "unparsable")
+    return Parsed(named, "conclusion" if letters else "option_text")
 
 
 def same_photo(option: Option | None, gold: Option) -> bool:
@@ -97,95 +115,89 @@ def failure(output: str, record: Record, *, stopped: bool) -> Failure | None:
     option = parse_answer(output, record.options).option
     if option is None:
         return "unparsable"
-    mentions = list(_forms(record.options).mention.finditer(_answer_part(output)))
+    of = names(record.options)
+    statements = read(_tokens(output, of)[0])
+    texts = [target for one in statements if one.role is not Role.DENIED for target in one.targets if target.whole]
+    answered, right = (1 << record.options.index(one) for one in (option, gold))
     if option != gold:
-        swapped = any(found["letter"] == option.letter and _same_text(found["body"], gold) for found in mentions)
+        swapped = any(target.letter == answered and target.text & right for target in texts)
         return "wrong_letter_for_right_text" if swapped else "wrong_option"
-    if len(mentions) > 1 and all(_means(found, gold) for found in mentions):
+    if len(texts) > 1 and all(target.mask & right for target in texts):
         return "repeated_option"
     if not stopped:
         return "no_stop"
     return "right_option_with_extra_text" if canonical(answer_text(gold)) in canonical(output) else "right_option_in_other_form"
 
 
-# A model that never learnt to stop goes on with the next training text; what it says there answers nothing.
-_RUN_ON = re.compile(r"^\s*## (?:Conversation|Problem|Choices)\b", re.MULTILINE)
-# Quotes, Markdown, bullets and heading marks: `**D**)`, `'D'입니다`, `- D)`, `사진 속 "커피잔"`.
-_DECORATION = re.compile(r"[*_`\"'“”‘’«»「」『』]+|^[^\S\n]*(?:[-•>]|#+) +", re.MULTILINE)
-_SPACES = re.compile(r"[^\S\n]+")
-
-_BRACKET = r"[)\]>.:](?![은는이가을를와과도](?:\s|$))"  # after a letter: `D)`, but not the `D)는` of a sentence about D
-# The choices said again, on one line or on several: A, B and C in order, and no sentence ends between them.
-_RECITAL = re.compile(r"[^.\n]*(?<!니다)[.,]?\s*".join(rf"[(\[<]*{letter}{_BRACKET}" for letter in "ABC"))
-_COPULA = r"(?:입니|이[다에었라며고므네죠야]|예요)"
-_LETTER = rf"[(\[<]*(?P<letter>[A-D])(?:{_BRACKET}|(?= ?{_COPULA}|번| *(?:\n|$)))"
-# What may follow a noun without being part of it: `컵입니다`, `컵으로는`, but not `컵받침`.
-_NOUN_END = rf"(?={_COPULA}|라고|인데|이[기지나]|(?:[인일임이가을를과와의에로]|에서|으로|보다)?[은는도만]?(?!\w))"
-_DENIED = r"[이가은는도]? ?아[니닌닐닙]"
-_OR = r"[ ,/]*(?:(?:이?나|[와과]|또는|혹은|및|그리고)[ ,]*)?"
-_CONCLUDING = r"(?:정답|(?<!\w)답)\s*[은는이]?\s*:?\s*(?:(?:바로|보기|선택지|다음과 같습니다[.:]?)\s*)?"
-_CONCLUDED = rf"[이가] ?정?답(?:{_COPULA}|으로|일)"
-_BARE_LETTER = rf"(?P<letter>[A-D])(?:[)\]>.:]|(?={_CONCLUDED}))"  # the D of `D가 정답입니다`
-_NOT_AFTER_OR = r"(?<!\w)(?<![와과나,] )(?<!또는 )"
+def _tokens(output: str, of: Names) -> tuple[list[Token], str]:
+    """Return an output's tokens, without the heading `## Solution` once more, and the text that they were read from."""
+    text = answer_part(output)
+    if text.startswith("Solution"):
+        text = text.removeprefix("Solution").lstrip(" \n:")
+    return tokenize(text, of), text
 
 
-def _plain(text: str) -> str:
-    """Composed Hangul, half-width signs, no decoration, single spaces; line breaks stay."""
-    return _SPACES.sub(" ", _DECORATION.sub("", unicodedata.normalize("NFKC", text))).strip()
+def _opening(statements: Sequence[Statement], tokens: Sequence[Token], text: str, of: Names) -> Statement | None:
+    """Return the statement of the letter that opens an output, if that can be an answer."""
+    if not statements or not statements[0].opens:
+        return None
+    first = statements[0]
+    target = first.targets[-1]
+    if not target.letter or (target.bare and not first.ends) or (first.has_particle and not target.text):
+        return None
+    if not first.mask or first.role in (Role.DENIED, Role.OPEN) or _recites(tokens, text, of):
+        return None
+    return first
 
 
-def _unspaced(text: str) -> str:
-    """`_plain` without spaces: writers of Korean differ in them (`커피잔`, `커피 잔`)."""
-    return re.sub(r"\s", "", _plain(text))
+def _recites(tokens: Sequence[Token], text: str, of: Names) -> bool:
+    """Check for the choices said again, on one line or on several: A, B and C in order, and no sentence ends between them."""
+    wanted = [of.of_letter[letter] for letter in "ABC"]
+    end = 0
+    for token in tokens:
+        if token.kind is not Kind.LETTER or not token.close or token.mask != wanted[0]:
+            continue
+        between = text[end : token.start].rstrip(" \n([<")
+        between = between.removesuffix(",") if between.endswith(",") else between.removesuffix(".")
+        if "." in between or "\n" in between or between.endswith("니다"):
+            return False
+        end = token.end
+        wanted = wanted[1:]
+        if not wanted:
+            return True
+    return False
 
 
-def _answer_part(output: str) -> str:
-    return _plain(_RUN_ON.split(output, maxsplit=1)[0])
+def _goes_through(opening: Statement, statements: Sequence[Statement], of: Names) -> bool:
+    """Check whether the letter that opens an output is the first of a list in which each option is discussed."""
+    if opening.mask != of.of_letter["A"]:
+        return False
+    following = [one.targets[0] for one in statements if one.starts]
+    return any(target.close and target.letter == of.of_letter["B"] for target in following)
 
 
-class _Forms:
-    """Patterns over `_plain` text for the ways in which one record's options are named, and their reading."""
-
-    def __init__(self, options: tuple[Option, ...]) -> None:
-        self._options = options
-        # Longest first: `컵받침` is tried before its beginning `컵`. Atomic groups (?>…) keep a text that is denied or
-        # hedged from being taken for a shorter one; (?(letter)|(?!)) lets the text be missing only after a letter.
-        texts = sorted({_unspaced(option.body) for option in options} - {""}, key=len, reverse=True)
-        bodies = "|".join(" ?".join(map(re.escape, text)) for text in texts) or "(?!)"
-        another = rf"{_OR}(?:[(\[<]*(?!(?P=letter))[A-D][)\]>.]|(?!(?P=body))(?:{bodies}))"
-        self._body = rf"(?>(?P<body>{bodies}){_NOUN_END})"
-        self._body_or_letter = rf"(?:{self._body}|(?(letter)|(?!)))"
-        self._alone = rf"(?!{_DENIED})(?!{another})"
-
-    # Compiled when first needed: most outputs open with their letter, and compiling is what takes time.
-    @cached_property
-    def opening(self) -> re.Pattern[str]:
-        return re.compile(rf"(?:Solution\s*)?(?>{_LETTER} ?{self._body_or_letter}){self._alone}")
-
-    @cached_property
-    def conclusions(self) -> tuple[re.Pattern[str], ...]:
-        return (
-            re.compile(rf"{_CONCLUDING}(?>(?:{_LETTER} ?)?{self._body_or_letter}){self._alone}"),
-            re.compile(rf"{_NOT_AFTER_OR}(?:{_BARE_LETTER} ?)?{self._body_or_letter}{_CONCLUDED}"),
-        )
-
-    @cached_property
-    def mention(self) -> re.Pattern[str]:
-        return re.compile(rf"(?<!\w)(?:(?P<letter>[A-D])[)\]>.:] ?)?{self._body}(?!{_DENIED})")
-
-    def only(self, found: Sequence[re.Match[str]]) -> Option | None:
-        """The one option that all these matches can mean."""
-        meant = [option for option in self._options if all(_means(match, option) for match in found)]
-        return meant[0] if found and len(meant) == 1 else None
+def _claimed(statements: Sequence[Statement]) -> Mask:
+    """Return the options that the last conclusion can mean; none if it was taken back."""
+    answer = 0
+    for one in statements:
+        if one.role is Role.CLAIMED:
+            answer = one.mask
+        elif (one.role is Role.OPEN and not one.mask) or (one.role is Role.DENIED and answer & one.mask == answer):
+            answer = 0
+    return answer
 
 
-def _means(match: re.Match[str], option: Option) -> bool:
-    groups = match.groupdict()
-    return option.letter == groups["letter"] if groups["letter"] else _same_text(groups["body"], option)
-
-
-def _same_text(body: str, option: Option) -> bool:
-    return _unspaced(body) == _unspaced(option.body)
-
-
-_forms = lru_cache(maxsize=1024)(_Forms)
+def _named(statements: Sequence[Statement]) -> Mask:
+    """Return the options that all that is named, and not denied, can mean."""
+    named: list[Mask] = []
+    for one in statements:
+        if one.role is Role.DENIED:
+            named = [mask for mask in named if mask != one.mask]
+            continue
+        if one.role in (Role.CLAIMED, Role.ASSERTED) or (one.role is Role.OPEN and not one.mask):
+            named.append(one.mask)
+        named += [target.mask for target in one.targets if target.whole]
+    mask = named[0] if named else 0
+    for other in named:
+        mask &= other
+    return mask

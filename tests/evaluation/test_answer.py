@@ -117,7 +117,6 @@ UNPARSABLE = [
     "",
     " \n",
     "모르겠습니다.",
-    "커피잔",  # the noun alone: whose?
     "A가 올린 사진",
     "B가 올린 사진 속 컵케이크입니다.",  # a longer noun than option B's
     "E) B가 올린 사진 속 접시",
