@@ -249,9 +249,13 @@ class Encoder:
         # A chat template writes the BOS itself; a base prompt gets the tokenizer's. A dialogue that spells "<|eot_id|>" says
         # so in letters; only a rendered chat must be read with its control tokens, those of its user's text included.
         rendered = bos and self.style == "chat"
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=bos and not rendered, split_special_tokens=not rendered)[
-            "input_ids"
-        ]
+        ids: list[list[int]] = self.tokenizer(
+            texts,
+            add_special_tokens=bos and not rendered,
+            split_special_tokens=not rendered,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
         if bos and ids and self.tokenizer.eos_token_id == ids[0][-1]:
             ids = [row[:-1] for row in ids]  # some tokenizers close every text; a prompt stays open
         return ids

@@ -17,6 +17,7 @@ from mmcoref.data.order import FILE_ORDER, Order
 from mmcoref.data.records import Records, iterate
 from mmcoref.data.table import Columns, key_of
 from mmcoref.data.tokenizer import pack_tokenizer
+from mmcoref.errors import UserError
 
 _PACKAGES = ("transformers", "tokenizers")  # whose versions decide ids
 
@@ -40,6 +41,27 @@ def encode_part(encoder: Encoder, records: Records, indices: Sequence[int]) -> E
         return {"dropped": fates.dropped, "trimmed": fates.trimmed, "merges": encoder.merges}
 
     return _kept(encoder, fill, records, _part_key(encoder, records, indices))
+
+
+def encode_whole(encoder: Encoder, records: Records, indices: Sequence[int], part: str) -> Examples:
+    """Encode a part of which something has to be left.
+
+    Args:
+        encoder: of the run.
+        records: of the file.
+        indices: of the part.
+        part: its name and a space, for the message.
+
+    Raises:
+        UserError: all of its records were too long, and dropped; or see `encode_part`.
+    """
+    examples = encode_part(encoder, records, indices)
+    if len(indices) and not len(examples):
+        raise UserError(
+            f"data.overlength drop leaves none of the {len(indices)} {part}records, as each has more than data.max_tokens = "
+            f"{encoder.max_tokens} tokens: raise --data.max_tokens."
+        )
+    return examples
 
 
 def encode_orders(encoder: Encoder, examples: Examples, records: Records, orders: Sequence[Order]) -> Examples:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmcoref.data.batch import EvalCollator, ExampleDataset, TrainCollator
 from mmcoref.data.encode import Encoder, Overlength, PromptStyle, Recipe
-from mmcoref.data.encoding import encode_orders, encode_part
+from mmcoref.data.encoding import encode_orders, encode_whole
 from mmcoref.data.examples import NO_EXAMPLES, Examples
 from mmcoref.data.file import dump_records
 from mmcoref.data.order import Order, Permutations, orders
@@ -191,13 +191,7 @@ class MMCorefDataModule(pl.LightningDataModule):
 
     def _encode(self, part: str, indices: Sequence[int]) -> Examples:
         assert self.file is not None
-        examples = encode_part(self.encoder, self.file.records, indices)
-        if indices and not examples:
-            most = self.hparams["max_tokens"]
-            raise UserError(
-                f"data.overlength drop leaves none of the {len(indices)} {part}records, as each has more than data.max_tokens = {most} "
-                "tokens: raise --data.max_tokens."
-            )
+        examples = encode_whole(self.encoder, self.file.records, indices, part)
         self.dropped += examples.dropped
         self.trimmed += examples.trimmed
         return examples

@@ -68,6 +68,32 @@ class Records(Sequence[Record]):
         return self.table["options"].reshape(-1, 2)
 
 
+class Selection(Sequence[Record]):
+    """Some records of a file.
+
+    Attributes:
+        records: of the file.
+        indices: which of them.
+    """
+
+    def __init__(self, records: Records, indices: Sequence[int]) -> None:
+        self.records = records
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> Selection: ...
+    def __getitem__(self, place: int | slice) -> Record | Selection:
+        """Make a record, or select fewer."""
+        if isinstance(place, slice):
+            return Selection(self.records, self.indices[place])
+        return self.records[self.indices[place]]
+
+
 @dataclass(frozen=True)
 class DataSource:
     """What a run says about the file it read.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _APOSTROPHES = "‘’‚‛`´′‹›「」｢｣｀"
 _QUOTES = "“”„‟″«»『』〝〞"
@@ -24,6 +25,8 @@ _PLAIN_SIGN = {sign: plain for signs, plain in ((_APOSTROPHES, "'"), (_QUOTES, '
 # (UAX #15) has at most 30; runs that may be longer are outside ASCII, Latin, Hangul, kana and CJK.
 _MAX_MARKS = 30
 _LONG_RUN = re.compile(rf"[^\x00-\u02ff\u1100-\u11ff\u3000-\u3029\u3030-\u3098\u309b-\u9fff\uac00-\ud7a3]{{{_MAX_MARKS + 1},}}")
+
+_REMEMBERED = 128  # texts: what looks at a record asks for each of its dozen texts several times
 
 _LINE_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
@@ -45,6 +48,7 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", _SIGN.sub(_plain_sign, text)) if _SIGN.search(text) else text
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def normalise(text: str) -> str:
     """Return the form in which two texts are compared: `fold`, each run of whitespace one space, none at the ends.
 
@@ -55,6 +59,7 @@ def normalise(text: str) -> str:
     return " ".join(fold(text).split())
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def canonical(text: str) -> str:
     """Return the composed form (NFC): equal exactly for texts that are the same characters, however encoded."""
     return unicodedata.normalize("NFC", _LONG_RUN.sub(_stream_safe, text))

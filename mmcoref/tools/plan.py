@@ -14,11 +14,12 @@ from huggingface_hub import constants, snapshot_download
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from mmcoref.data.encode import Encoder
-from mmcoref.data.file import read_records
+from mmcoref.data.encoding import encode_whole
 from mmcoref.data.module import SAMPLE, MMCorefDataModule
 from mmcoref.data.pretrained import read_config
 from mmcoref.data.prompt import answer_text, prompt_text
 from mmcoref.data.record import Option, Record
+from mmcoref.data.records import Selection, collect, open_records
 from mmcoref.data.sample import sample_records
 from mmcoref.data.split import split_records
 from mmcoref.data.tokenizer import TINY_NAMES, load_tokenizer
@@ -150,18 +151,19 @@ def _local(name: str) -> Path | None:
         return None
 
 
-def _records(data: Mapping[str, Any]) -> Sequence[Record] | None:
+def _records(data: Mapping[str, Any]) -> Selection | None:
     """The train records; None where the file that a fit looks for by itself is not there."""
     path = data["path"]
     if path == SAMPLE:
-        return sample_records(data["sample_train"], seed=data["sample_seed"])[: data["limit"]]
+        sample = collect(sample_records(data["sample_train"], seed=data["sample_seed"])[: data["limit"]])
+        return Selection(sample, range(len(sample)))
     if path == inspect.signature(MMCorefDataModule).parameters["path"].default and not Path(path).exists():
         return None
-    records = read_records(path).records
-    return [records[index] for index in split_records(records, val_size=data["val_size"]).train[: data["limit"]]]
+    records = open_records(path).records
+    return Selection(records, split_records(records, val_size=data["val_size"]).train[: data["limit"]])
 
 
-def _lengths(data: Mapping[str, Any], records: Sequence[Record] | None, tokenizer: PreTrainedTokenizerBase | None) -> Lengths:
+def _lengths(data: Mapping[str, Any], records: Selection | None, tokenizer: PreTrainedTokenizerBase | None) -> Lengths:
     """Counted by the model's tokenizer if it is here, else estimated."""
     style, most = data["prompt"], data["max_tokens"]
     if records is None:
@@ -181,9 +183,10 @@ def _lengths(data: Mapping[str, Any], records: Sequence[Record] | None, tokenize
         source = f"{_TOKENS_A_CHARACTER:.2f} tokens a character, as the model's tokenizer is not here"
     else:
         how: Any = {key: data[key] for key in ("overlength", "recipe")}
-        examples = Encoder(tokenizer, style=style, max_tokens=most, **how).encode(list(enumerate(records))).examples
-        answers, prompts = [len(example.answer_ids) for example in examples], [len(example.prompt_ids) for example in examples]
-        option, source = max(len(ids) for example in examples for ids in example.option_ids), "counted by the model's tokenizer"
+        encoder = Encoder(tokenizer, style=style, max_tokens=most, **how)
+        examples = encode_whole(encoder, records.records, records.indices, "train ")
+        answers, prompts = examples.answer_tokens.tolist(), examples.prompt_tokens.tolist()
+        option, source = examples.longest_answer, "counted by the model's tokenizer"
     estimated = records is None or tokenizer is None
     template = _CHAT_TOKENS if estimated and style == "chat" else 0
     if data["recipe"] == "published":
