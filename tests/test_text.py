@@ -117,10 +117,8 @@ def test_a_hostile_record_and_a_hostile_path_go_through_every_program(
     assert main(["fit", *arguments, *quick]) == 0
     for program in (["test", "--model.max_new_tokens", "4"], ["predict", "--data.limit", "2", "--data.path", file]):
         assert main([*program, "--ckpt_path", last, *root, *CPU]) == 0
-    assert main(["test", "--ckpt_path", last, "--model.max_new_tokens", "4", *root, *CPU]) == 0
-    tested = [str(runs / "version_1"), str(shutil.copytree(runs / "version_3", hostile / FORGED.partition("/")[0]))]
+    tested = [str(runs / "version_1"), str(shutil.copytree(runs / "version_1", hostile / FORGED.partition("/")[0]))]
     assert main(["compare", *tested]) == 0
-    assert main(["compare", *tested, "--json"]) == 0
     assert main(["audit", file]) == 0
     said = capsys.readouterr()
     assert_clean(said.out)

@@ -102,8 +102,12 @@ def test_a_template_that_raises_varies_or_swells_is_refused(template: str, said:
 
 @pytest.mark.parametrize(
     "template",
-    [CONTENT + LOOP, CONTENT + "{% set x = 9 ** (9 ** (9 ** 9)) %}", CONTENT + "{% set x = 'a' * 10 ** 11 %}", CONTENT + DOUBLE],
-    ids=["loops", "a power", "memory at once", "memory by doubling"],
+    [
+        pytest.param(CONTENT + LOOP, id="loops"),
+        pytest.param(CONTENT + "{% set x = 'a' * 10 ** 11 %}", id="memory at once"),
+        pytest.param(CONTENT + "{% set x = 9 ** (9 ** (9 ** 9)) %}", id="a power", marks=pytest.mark.slow),
+        pytest.param(CONTENT + DOUBLE, id="memory by doubling", marks=pytest.mark.slow),
+    ],
 )
 def test_a_template_without_end_is_ended(template: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_file, "_SECONDS", 1)
