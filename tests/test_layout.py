@@ -38,5 +38,5 @@ def test_no_room_imports_a_later_one() -> None:
 
 
 def test_the_text_side_knows_no_torch_until_it_encodes() -> None:
-    for name in ("record", "file", "sample", "sample_words", "split", "order", "prompt"):
+    for name in ("decode", "examples", "file", "items", "order", "prompt", "record", "records", "sample", "sample_words", "split", "table"):
         assert "torch" not in (PACKAGE / "data" / f"{name}.py").read_text("utf-8")

@@ -37,8 +37,8 @@ def encode_part(encoder: Encoder, records: Records, indices: Sequence[int]) -> E
     def fill(columns: Columns) -> dict[str, Any]:
         fates = Fates()
         examples = encoder.stream(iterate(records, indices), len(indices), fates)
-        write(columns, ((example, example.index in fates.shortened) for example in examples))
-        return {"dropped": fates.dropped, "trimmed": fates.trimmed, "merges": encoder.merges}
+        about = write(columns, ((example, example.index in fates.shortened) for example in examples))
+        return about | {"dropped": fates.dropped, "trimmed": fates.trimmed, "merges": encoder.merges}
 
     return _kept(encoder, fill, records, _part_key(encoder, records, indices))
 

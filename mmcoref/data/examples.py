@@ -133,7 +133,7 @@ class Examples(Sequence[Example]):
     @property
     def largest_id(self) -> int:
         """The largest id of any example; 0 if there is none."""
-        return int(self.table["ids"].max(initial=0))
+        return int(self.table.about["largest_id"])
 
     @property
     def dropped(self) -> list[int]:
@@ -171,8 +171,8 @@ def keep(fill: Fill, records: Sequence[Record], key: str | None) -> Examples:
 
 
 def write(columns: Columns, rows: Iterable[Row]) -> dict[str, Any]:
-    """Write examples; the plain values about them say that none was left out or shortened."""
-    end = text_end = 0
+    """Write examples; the plain values about them have their largest id, and say that none was left out or shortened."""
+    end = text_end = largest = 0
     rest = iter(rows)
     while block := list(islice(rest, _BLOCK)):
         ids: list[int] = []
@@ -189,6 +189,7 @@ def write(columns: Columns, rows: Iterable[Row]) -> dict[str, Any]:
             text_end += len(texts[-1])
             text_ends.append(text_end)
             gold.append(NO_SOLUTION if example.record.solution is None else example.gold_place)
+        largest = max(largest, *ids)
         columns.write("ids", ids)
         columns.write("end", ends)
         columns.write("lengths", lengths)
@@ -197,7 +198,7 @@ def write(columns: Columns, rows: Iterable[Row]) -> dict[str, Any]:
         columns.write("gold", gold)
         columns.write("text", b"".join(texts))
         columns.write("text_end", text_ends)
-    return {"dropped": [], "trimmed": []}
+    return {"dropped": [], "trimmed": [], "largest_id": largest}
 
 
 NO_EXAMPLES = collect(())

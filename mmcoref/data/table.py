@@ -23,7 +23,7 @@ from mmcoref.atomic import cannot_write, remove_abandoned, sync, temporary_of
 from mmcoref.errors import UserError
 
 CACHE_VARIABLE = "MMCOREF_CACHE"
-_FORMAT = 1  # of the files; part of every key
+_FORMAT = 2  # of the files; part of every key
 _META = "meta.json"
 
 Schema = Mapping[str, str]  # name of a column -> numpy's name of its numbers
