@@ -158,7 +158,7 @@ def test_what_is_wrong_around_a_run_is_told_before_anything_is_read(
     (tmp_path / "file").touch()
     said = refused(capsys, "test", *arguments, "--trainer.default_root_dir", str(tmp_path / "file"))
     assert "no run can be written there" in said
-    started = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    started = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     for name, value in started.items():
         monkeypatch.setenv(name, value)
     assert "torchrun has started 2 processes" in refused(capsys, "fit", *arguments)
