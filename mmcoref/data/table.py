@@ -9,22 +9,27 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
 from mmcoref.atomic import cannot_write, remove_abandoned, sync, temporary_of
 from mmcoref.errors import UserError
 
+log = logging.getLogger(__name__)
+
 CACHE_VARIABLE = "MMCOREF_CACHE"
 _FORMAT = 2  # of the files; part of every key
 _META = "meta.json"
+_PATIENCE = 5.0  # seconds
 
 Schema = Mapping[str, str]  # name of a column -> numpy's name of its numbers
 
@@ -135,13 +140,28 @@ def build(schema: Schema, fill: Fill, key: str | None) -> Table:
         return table
     try:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(folder.with_suffix(".lock")):
+        with _turn(folder):
             if (table := _found(folder, schema)) is not None:
                 return table
             remove_abandoned(folder.parent)
             return _written(folder, schema, fill)
     except OSError as error:
         raise cannot_write(folder, error, "It keeps large data files, encoded, for the next run.", option=CACHE_VARIABLE) from error
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine writes the table, and say so if that takes a while."""
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        log.info("another process is reading these data into %s: waiting for it", folder.parent)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _filled(schema: Schema, fill: Fill, folder: Path | None) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -123,17 +124,29 @@ def test_a_damaged_table_is_built_again(damage: str, cache: Path) -> None:
     assert same(build(SCHEMA, never, "key"))
 
 
-def test_the_second_process_waits_and_maps(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its look at the cache and its turn another process has built the table."""
+def test_the_second_process_waits_says_so_and_maps(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """While another process holds the lock it builds the table."""
+    monkeypatch.setattr(table, "_PATIENCE", 0.01)
+    cache.mkdir()
+    held = FileLock(cache / "key.lock")
+    held.acquire()
 
-    class Waited(FileLock):
-        def acquire(self, *_: Any, **__: Any) -> Any:
-            monkeypatch.setattr(table, "FileLock", FileLock)
-            build(SCHEMA, fill, "key")
-            return super().acquire()
+    def finish() -> None:
+        table._written(cache / "key", SCHEMA, fill)
+        held.release()
 
-    monkeypatch.setattr(table, "FileLock", Waited)
-    assert same(build(SCHEMA, never, "key"))
+    class Telling(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            finish()
+
+    handler = Telling()
+    table.log.addHandler(handler)
+    try:
+        with caplog.at_level("INFO", logger=table.log.name):
+            assert same(build(SCHEMA, never, "key"))
+    finally:
+        table.log.removeHandler(handler)
+    assert f"another process is reading these data into {cache}: waiting for it" in caplog.messages
 
 
 @pytest.mark.parametrize("place", ["write", "fsync", "mkdir"])
