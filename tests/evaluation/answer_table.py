@@ -187,6 +187,8 @@ NOUN: list[Case] = [
     ("D) 커피잔입니다.", "D", "letter"),
     ("D: 커피잔", "D", "letter"),
     ("저것은 (커피잔)입니다.", "D", "option_text"),
+    ("저는 D. 커피잔으로 하겠습니다.", "D", "option_text"),
+    ("책 바로 위에 있는 것은 커피잔입니다.", "D", "option_text"),
     ("그것은B가 올린 사진 속 커피잔입니다.", "D", "option_text"),
 ]
 
@@ -393,6 +395,7 @@ NOTHING: list[Case] = [
     ("커피잔에 적절한 음료입니다.", None, "unparsable"),
     ("Eliminate D) B가 올린 사진 속 커피잔.", None, "unparsable"),
     ("D에서 고르라고 했습니다.", None, "unparsable"),
+    ("그 옷은 A에게 맞습니다.", None, "unparsable"),
     ("B의 선택을 모르겠습니다.", None, "unparsable"),
 ]
 

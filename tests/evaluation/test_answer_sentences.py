@@ -31,9 +31,10 @@ def read(output: str, options: tuple[Option, ...] = OPTIONS) -> tuple[str | None
     return option.letter if option else None, found_by
 
 
-@pytest.mark.parametrize(("output", "letter", "found_by"), CASES)
-def test_sentence_form(output: str, letter: str | None, found_by: str) -> None:
-    assert read(output) == (letter, found_by)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sentence_forms(kind: str) -> None:
+    expected = {output: (letter, found_by) for output, letter, found_by in KINDS[kind]}
+    assert {output: read(output) for output in expected} == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -143,8 +143,7 @@ class Names:
 
     def _mention(self, text: str, start: int, end: int, mask: Mask, whole: bool) -> Token | None:
         """Check that an option's name is not part of a longer word, and read the owner before a noun."""
-        before = text[start - 1 : start]
-        if before.isalnum() and (before.isascii() or not text[start].isascii()):
+        if text[start - 1 : start].isalnum():
             return None
         following = text[end : end + 1]
         if (following.isalnum() or following == "_") and not AFTER.match(text, end):
