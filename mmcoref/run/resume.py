@@ -51,13 +51,8 @@ _TRAINER: dict[str, Any] = {
     "benchmark": bool | None,
     "detect_anomaly": bool,
 }
-_SILENTLY_LEFT = (
-    "default_root_dir",
-    "limit_test_batches",
-    "limit_predict_batches",
-    "inference_mode",
-    "use_distributed_sampler",
-)
+_SILENTLY_LEFT = ("default_root_dir", "limit_test_batches", "limit_predict_batches")
+_UNSET = {name: parameter.default for name, parameter in inspect.signature(pl.Trainer).parameters.items()}
 
 # What a resumed run cannot change, and what it decides.
 _FIXED = {
@@ -131,8 +126,7 @@ def check_changes(stored: Stored, inherited: Inherited, settings: Mapping[str, A
                 "new run without --ckpt_path."
             )
         log.info("%s: %s (given now) instead of %s (checkpoint)", key, new, old)
-    unset = {name: parameter.default for name, parameter in inspect.signature(pl.Trainer).parameters.items()}
-    absent = [f"trainer.{name}" for name in inherited.left if settings["trainer"].get(name) == unset.get(name)]
+    absent = [f"trainer.{name}" for name in inherited.left if settings["trainer"].get(name) == _UNSET.get(name)]
     if absent:
         log.warning(
             "not taken over from the checkpoint: %s; give them again, in a --config or as options, if this run is to have them",
@@ -174,7 +168,7 @@ def _divide(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]
     for name, value in trainer.items():
         if name in _TRAINER and _is(value, _TRAINER[name]):
             known[name] = value
-        elif value not in (None, False, [], {}) and name not in _SILENTLY_LEFT:
+        elif value not in (None, [], _UNSET.get(name)) and name not in _SILENTLY_LEFT:
             left.append(name)
     return known, tuple(left)
 

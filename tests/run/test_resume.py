@@ -207,6 +207,7 @@ def test_what_is_given_on_resume_is_used_and_recorded(arguments: list[str], caps
     fit("--ckpt_path", "last", "--trainer.max_steps", "4", *given)
     said = capsys.readouterr().err
     assert "model.lr: 0.04 (given now) instead of 0.01 (checkpoint)" in said
+    assert "not taken over" not in said
     checkpoint = load(LAST)
     groups = checkpoint["optimizer_states"][0]["param_groups"]
     assert [(group["initial_lr"], group["weight_decay"]) for group in groups] == [(0.04, 0.5), (0.04, 0.0)]
