@@ -109,3 +109,23 @@ def test_a_damaged_file_is_read_or_refused(pattern: str, run: Path, capsys: pyte
 @pytest.mark.parametrize(("pattern", "reader"), [(pattern, reader) for pattern, readers in _READ_BY.items() for reader in readers])
 def test_a_damaged_file_is_read_or_refused_by_everything(pattern: str, reader: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _check(run, pattern, reader, 200 if reader in _QUICK else 10, capsys)
+
+
+@pytest.fixture(scope="module")
+def sharded_run(llama_folder: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fit whose checkpoint is a folder."""
+    folder = tmp_path_factory.mktemp("sharded")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        fit = ["fit", "--model.name", str(llama_folder), "--data.path", str(data_file), "--trainer.max_epochs", "1"]
+        assert main([*fit, "--trainer.strategy", "sharded", *_CPU]) == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [".metadata", "meta.pt", "*.distcp", "SHA256SUMS"])
+@pytest.mark.parametrize("reader", ["load", "test"])
+def test_a_damaged_file_of_a_sharded_checkpoint_is_read_or_refused(
+    file: str, reader: str, sharded_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _check(sharded_run, f"{_LAST}/{file}", reader, 12, capsys)[USER_ERROR_EXIT] >= 12
