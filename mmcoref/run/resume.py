@@ -54,11 +54,14 @@ _TRAINER: dict[str, Any] = {
 _SILENTLY_LEFT = ("default_root_dir", "limit_test_batches", "limit_predict_batches")
 _UNSET = {name: parameter.default for name, parameter in inspect.signature(pl.Trainer).parameters.items()}
 
-# What a resumed run cannot change, and what it decides.
-_FIXED = {
+# What no run of a checkpoint can change, and what it decides.
+_OF_THE_MODEL = {
     "model.lora_rank": "which weights there are",
     "model.lora_alpha": "what the adapters compute",
     "model.lora_targets": "which weights there are",
+}
+# What, besides, a resumed run cannot change.
+_FIXED = {
     "data.prompt": "how a record is written",
     "data.recipe": "what is trained, and how it is divided into steps",
     "data.val_size": "which records are trained on",
@@ -120,6 +123,8 @@ def check_changes(stored: Stored, inherited: Inherited, settings: Mapping[str, A
             continue
         if key == "model.name" and stored.base is None:
             raise UserError(f"--model.name {new}: the checkpoint holds {old}, its shape and its tokenizer; leave --model.name out.")
+        if key in _OF_THE_MODEL:
+            raise UserError(f"--{key} {new}: the checkpoint has {old}, which decides {_OF_THE_MODEL[key]}: leave it out.")
         if key in _FIXED and stage == "fit":
             raise UserError(
                 f"--{key} {new}: the run that is resumed has {old}, which decides {_FIXED[key]}: leave it out, or start a "

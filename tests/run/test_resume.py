@@ -266,16 +266,24 @@ def test_a_best_epoch_by_another_metric_is_chosen_anew(arguments: list[str], cap
 @pytest.mark.parametrize("name", _FIXED)
 def test_what_a_run_has_decided_cannot_be_changed(arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
     fit(*arguments, "--trainer.max_steps", "1")
-    other = {
-        "model.lora_targets": "[q_proj]",
-        "model.lora_rank": "2",
-        "model.lora_alpha": "3",
-        "data.prompt": "chat",
-        "data.recipe": "published",
-    }
-    said = refused(capsys, "fit", "--ckpt_path", "last", f"--{name}", other.get(name, "3"), "--model.lora_rank", "2")
-    assert f"--{name}" in said or "--model.lora_rank" in said
+    other = {"data.prompt": "chat", "data.recipe": "published"}
+    said = refused(capsys, "fit", "--ckpt_path", "last", f"--{name}", other.get(name, "3"))
+    assert f"--{name}" in said
     assert "start a new run without --ckpt_path" in said
+
+
+def test_no_program_takes_other_adapters_than_the_checkpoints(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    fit(*arguments, "--trainer.max_steps", "1", "--model.lora_rank", "2")
+    for program, option, other in (
+        ("fit", "--model.lora_rank", "4"),
+        ("test", "--model.lora_rank", "4"),
+        ("predict", "--model.lora_rank", "0"),
+        ("test", "--model.lora_alpha", "1"),
+        ("validate", "--model.lora_targets", "[q_proj]"),
+    ):
+        said = refused(capsys, program, "--ckpt_path", "last", option, other)
+        assert f"{option} {other}" in said.replace("['q_proj']", "[q_proj]").replace("1.0:", "1:")
+        assert "the checkpoint has" in said
 
 
 # ---------------------------------------------------------------------- runs that are not mixed up
