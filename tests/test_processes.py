@@ -62,6 +62,7 @@ def many(dialogues: tuple[Record, ...], tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_one_two_three_and_eight_processes_test_the_same_346_records_each_once(llama_folder: Path, many: Path) -> None:
     # An untrained model says something else of every record: wrong counts would show in what it says, not in the accuracy.
     arguments = ["test", "--model.name", str(llama_folder), "--data.path", str(many), "--model.max_new_tokens", "4"]
