@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from mmcoref import __version__
 from mmcoref.errors import USER_ERROR_EXIT, Stopped, UserError
+from mmcoref.ranges import RANGES
 from mmcoref.run import ending, launchers, slurm
 from mmcoref.run.ending import leave
 from mmcoref.run.output import broken_pipe, end_outputs, protect_outputs
@@ -156,8 +157,9 @@ def _sample(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the generator (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     options = parser.parse_args(argv)
-    if options.n < 2:
-        raise UserError(f"--n: expected at least 2 records, got {options.n}.")
+    most = int(RANGES["data.sample_train"][1])
+    if not 2 <= options.n <= most:
+        raise UserError(f"--n: expected at least 2 records and at most {most:,}, got {options.n}.")
     if options.out.exists():
         raise UserError(f"{options.out}: exists already; name another file, or remove it.")
     from mmcoref.atomic import write_text

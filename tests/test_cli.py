@@ -99,7 +99,8 @@ def test_sample_writes_records_in_the_published_form(capsys: pytest.CaptureFixtu
     assert all(isinstance(item, str) for item in read("sample.json"))
     assert len(read_records("sample.json").records) == 20
     assert "exists already" in refused(capsys, "sample", "--out", "sample.json")
-    assert "at least 2" in refused(capsys, "sample", "--n", "1", "--out", "other.json")
+    for n in ("1", "-1", "1000000000000"):
+        assert "at least 2 records and at most 10,000,000" in refused(capsys, "sample", "--n", n, "--out", "other.json")
 
 
 # ---------------------------------------------------------------------- fit and what it leaves

@@ -70,14 +70,14 @@ def check_config(value: str, names: Names, section: str | None = None) -> str:
 
     Returns:
         What the parser is to be given: the same, or the text of a file that the parser would read in the encoding of this
-        machine's locale, which is another.
+        machine's locale, which is another, or of a pipe, which can be read once only.
 
     Raises:
         UserError: what is wrong with it, and in which line.
     """
-    source = _read(value, f"--{section or 'config'}")
-    if source.text is None:
+    if value == "-":  # standard input, which is the parser's to read
         return value
+    source = _read(value, f"--{section or 'config'}")
     root = _compose(source)
     if not isinstance(root, MappingNode):
         if not source.is_file:
@@ -96,8 +96,8 @@ def check_config(value: str, names: Names, section: str | None = None) -> str:
             _check_section(source, name, key, node, names)
         elif name not in _ELSEWHERE:
             _check_setting(source, name, key, names)
-    as_it_is = source.text.isascii() or codecs.lookup(locale.getencoding()).name == "utf-8"
-    return value if as_it_is else source.text
+    same_encoding = source.text.isascii() or codecs.lookup(locale.getencoding()).name == "utf-8"
+    return value if source.again and same_encoding else source.text
 
 
 def _check_section(source: _Source, name: str, key: Node, node: Node, names: Names) -> None:
@@ -120,8 +120,9 @@ def _check_setting(source: _Source, name: str, key: Node, names: Names) -> None:
 
 class _Source(NamedTuple):
     name: str  # as messages call it
-    text: str | None  # None for a pipe, which can be read once only
+    text: str
     is_file: bool
+    again: bool = True  # whether it can be read again; a pipe cannot
 
 
 def _read(value: str, option: str) -> _Source:
@@ -133,9 +134,11 @@ def _read(value: str, option: str) -> _Source:
     try:
         if file.is_dir():
             raise UserError(f"{option} {value}: expected a file, got a folder; name the file in it.")
-        if file.is_file():
-            return _Source(value, _decode(value, file.read_bytes()), is_file=True)
-        return _Source(value, None, is_file=True) if file.exists() else inline
+        if file.is_file() or file.is_fifo():
+            return _Source(value, _decode(value, file.read_bytes()), is_file=True, again=file.is_file())
+        if file.exists():
+            raise UserError(f"{option} {value}: expected a file, got a device.")
+        return inline
     except ValueError:  # with a NUL: not a file's name
         return inline
     except OSError as error:
@@ -176,7 +179,6 @@ def _near_file(value: str) -> str:
 
 
 def _compose(source: _Source) -> Node | None:
-    assert source.text is not None
     try:
         root: Node | None = yaml.compose(source.text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
@@ -195,7 +197,7 @@ def _broken(source: _Source, error: yaml.MarkedYAMLError) -> str:
     if mark is None:
         return f"{source.name}: not valid YAML: {problem}."
     where = f"{source.name}, line {mark.line + 1}"
-    lines = (source.text or "").split("\n")
+    lines = source.text.split("\n")
     line = lines[mark.line] if mark.line < len(lines) else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return f"{where}: it is indented with a tab, and YAML takes spaces only."

@@ -39,6 +39,8 @@ class Parser(argparse.ArgumentParser):
         """Read the options that are known, with the home folder for `~`."""
         options, others = super().parse_known_args(args, namespace)
         for name, value in vars(options).items():
+            if "" in (value if isinstance(value, list) else [value]):
+                self.error(f"{name}: expected a value, got an empty text")
             if isinstance(value, list):
                 setattr(options, name, [_expanded(item) for item in value])
             else:

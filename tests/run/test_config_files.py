@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import locale
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,22 @@ def test_a_config_that_is_no_file(value: str, sentence: str) -> None:
 def test_a_whole_config_passes(content: str) -> None:
     Path("q.yaml").write_text(content, "utf-8")
     check_config("q.yaml", NAMES)
+
+
+def test_a_pipe_is_read_once_and_checked_as_a_file() -> None:
+    os.mkfifo("pipe")
+    for text in (KOREAN, "model: {lr: 1, lr: 2}\n"):
+        writer = threading.Thread(target=Path("pipe").write_text, args=(text, "utf-8"))
+        writer.start()
+        if text == KOREAN:
+            assert check_config("pipe", NAMES) == KOREAN
+        else:
+            with pytest.raises(UserError, match="pipe, line 1: lr is given twice"):
+                check_config("pipe", NAMES)
+        writer.join()
+    with pytest.raises(UserError, match="--config /dev/zero: expected a file, got a device"):
+        check_config("/dev/zero", NAMES)
+    assert check_config("-", NAMES) == "-"
 
 
 def test_a_config_is_utf_8_whatever_the_locale_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
