@@ -524,8 +524,13 @@ def test_a_fit_ends_by_saying_what_comes_next_and_a_finished_one_says_so(argumen
     said = capsys.readouterr().err
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
     assert f"step 6, checkpoint: {last}; next: mmcoref test --ckpt_path {last}\n" in said
-    assert main(["fit", "--ckpt_path", "last"]) == 0
+    written = Path(last).stat().st_mtime_ns
+    assert main(["fit", "--ckpt_path", "last", "--model.lr", "0.5"]) == 0
     assert "this run is finished, 6 of 6 steps: raise --trainer.max_epochs to go on" in capsys.readouterr().err
+    assert Path(last).stat().st_mtime_ns == written  # nothing was trained at the new rate: nothing is recorded of it
+    assert "lr: 0.5" in Path("lightning_logs/version_0/hparams.yaml").read_text("utf-8")
+    assert main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "9"]) == 0
+    assert "raise --trainer.max_epochs" in capsys.readouterr().err
 
 
 def test_a_log_gets_a_line_now_and_then(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

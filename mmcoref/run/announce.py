@@ -34,7 +34,7 @@ def fit(model: MMCorefModule, data: MMCorefDataModule, trainer: pl.Trainer, stor
         lengths.mean(), lengths.max(), window, steps, trainer.max_epochs, per_epoch,
     )  # fmt: skip
     if stored is not None and stored.step >= steps:
-        limit = "max_epochs" if trainer.max_steps == -1 else "max_steps"
+        limit = "max_steps" if trainer.max_steps == steps else "max_epochs"
         log.warning("this run is finished, %d of %d steps: raise --trainer.%s to go on", stored.step, steps, limit)
     _processes(trainer)
     _too_long(data)

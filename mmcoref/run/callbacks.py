@@ -68,6 +68,7 @@ class Checkpoints(Checkpoint):
         self._step = 0
         self._before_validation = False  # whether a checkpoint is being written that is yet to be validated
         self._validate_first = False
+        self._resumed_step: int | None = None  # of `last.ckpt`, if the run was resumed from it
         self._stop_after_step = False
 
     def choose_by(self, settings: dict[str, Any]) -> None:
@@ -118,6 +119,9 @@ class Checkpoints(Checkpoint):
         """Align validation with optimizer steps, and redo the validation that a resumed run did not finish."""
         self._step = trainer.global_step
         self.saved_step = None
+        here = last_checkpoint(trainer)
+        resumed_here = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == here.resolve()
+        self._resumed_step = self._step if resumed_here else None
         window, batches = trainer.accumulate_grad_batches, trainer.val_check_batch
         if isinstance(batches, int) and batches < trainer.num_training_batches and batches % window:
             trainer.val_check_batch = math.ceil(batches / window) * window
@@ -145,8 +149,11 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what is about to be validated."""
+        """Save what is about to be validated, unless it is the very file that the run was resumed from."""
         if _validates_training(trainer) and self._between_steps(trainer):
+            if trainer.global_step == self._resumed_step:
+                self.saved_step = trainer.global_step
+                return
             self._before_validation = True
             self.save(trainer)
             self._before_validation = False
@@ -212,6 +219,8 @@ class StoredConfig(pl.Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             text = yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False)
             write_text(run_folder(trainer) / "config.yaml", text)
+            # TensorBoard's own list of settings is written where there is none: a resumed run's would stay the first start's.
+            (run_folder(trainer) / "hparams.yaml").unlink(missing_ok=True)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add them, with what the run has decided itself."""

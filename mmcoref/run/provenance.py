@@ -72,19 +72,22 @@ def check_data(was: DataIdentity | None, now: DataIdentity, *, given: bool, trai
         training: whether the run trains on.
 
     Raises:
-        UserError: the name is the checkpoint's, and the data are not.
+        UserError: the name is the checkpoint's, and the data are not; or a fit would continue on other data.
     """
     if was is None:
         log.warning("%s: its checkpoint, of an earlier version, does not say what the model was trained on: not compared", now.path)
     elif was.sha256 == now.sha256:
         return
+    elif training:
+        raise UserError(
+            f"{now.path}: is not what the run was trained on: expected {was}, got {now}. Restore it, or start a new run without "
+            "--ckpt_path: a model is trained on one file."
+        )
     elif not given:
         raise UserError(
             f"{now.path}: is not what the model was trained on: expected {was}, got {now}. Restore it, or name it with --data.path if "
             "other data are meant."
         )
-    elif training:
-        log.warning("data.path %s (%s): the training continues on other data than %s (%s)", now.path, now, was.path, was)
     else:
         log.warning(
             "data.path %s (%s): the model was trained on %s (%s); whether records measured here are among those cannot be told from "
