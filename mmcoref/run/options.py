@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -34,6 +33,7 @@ class OptionParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **({"allow_abbrev": False, "exit_on_error": False} | kwargs))
+        self._texts: dict[tuple[str, str], str] = {}  # of pipes, which cannot be read again when options are
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Read a program's options.
@@ -55,8 +55,7 @@ class OptionParser(LightningArgumentParser):
         configs, others_ = split_configs(options, sorted(names.sections))
         ordered: list[str] = []
         for option, value in configs:
-            section = None if option == _CONFIG else option.removeprefix("--")
-            ordered += [option] if value is None else [option, check_config(value, names, section)]
+            ordered += [option] if value is None else [option, self._check(option, value, names)]
         try:
             parsed = super().parse_args([program, *ordered, *others_], *others, **kwargs)
         except argparse.ArgumentError as error:
@@ -70,6 +69,15 @@ class OptionParser(LightningArgumentParser):
         check_values(parser, parsed[program])
         check_settings(program, {action.dest: parsed[program].get(action.dest) for action in _settings(parser)})
         return parsed
+
+    def _check(self, option: str, value: str, names: Names) -> str:
+        """Check a config, and return what is to be read for it."""
+        text = self._texts.get((option, value))
+        if text is None:
+            text = check_config(value, names, None if option == _CONFIG else option.removeprefix("--"))
+            if text != value:
+                self._texts[option, value] = text
+        return text
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Namespace:
         """Make what the settings name.
@@ -116,7 +124,7 @@ def split_configs(options: Sequence[str], sections: Sequence[str]) -> tuple[list
 
 
 def check_values(parser: LightningArgumentParser, settings: Namespace) -> None:
-    """Check what the parser passes over: null where a setting has no null, numbers that are none.
+    """Check what the parser passes over: null where a setting has no null, and empty texts.
 
     Args:
         parser: of the program.
@@ -132,8 +140,6 @@ def check_values(parser: LightningArgumentParser, settings: Namespace) -> None:
             raise UserError(f"{action.dest}: expected {_named(kind)}, got null; leave it out for the default, {action.default}.")
         if value == "":
             raise UserError(f"{action.dest}: expected {_named(kind)}, got an empty text.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{action.dest}: expected a finite number, got {value}.")
 
 
 def _settings(parser: LightningArgumentParser) -> Iterator[argparse.Action]:

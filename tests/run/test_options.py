@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
 import shutil
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,7 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from mmcoref.cli import main
 from mmcoref.errors import USER_ERROR_EXIT, UserError
 from mmcoref.lightning_cli import _Settings
-from mmcoref.ranges import RANGES
+from mmcoref.ranges import RANGES, in_ranges
 from mmcoref.run.mistakes import told_in_one_sentence
 from mmcoref.run.options import _takes_null, check_values, split_configs
 from mmcoref.run.refusals import check_settings
@@ -115,6 +117,15 @@ def test_configs_are_parted_as_argparse_reads_them(groups: list[list[str]]) -> N
 
 
 # ---------------------------------------------------------------------- names, null, `~`, classes
+
+
+def test_options_with_a_pipe_can_be_read_twice(read: Read) -> None:
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=Path("pipe").write_text, args=("model: {lr: 0.5}\n", "utf-8"))
+    writer.start()
+    assert read("--config", "pipe").model.lr == 0.5
+    writer.join()
+    assert read("--config", "pipe", "--model.warmup_steps", "3").model.lr == 0.5  # as a resumed run's are
 
 
 def test_a_config_of_the_program_is_refused_with_its_line_by_every_program(capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +277,25 @@ ODD = ("null", "", "-1", "0", "1000000000000", "1e400", "-1e400", "nan", ".nan",
 def test_every_setting_that_is_a_number_has_a_range(cli: _Settings) -> None:
     numbers = {action.dest for action in settings_of(cli) if {int, float} & {action._typehint, *get_args(action._typehint)}}
     assert numbers - {"trainer.devices"} == set(RANGES)  # devices may be a list, and are counted
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_number_is_taken_up_to_the_ends_of_its_range(name: str) -> None:
+    least, most = RANGES[name]
+    for value in (least, most, None, "text"):
+        in_ranges({name: value})
+        in_ranges({name.partition(".")[2]: value}, name.partition(".")[0])
+    wrong = {
+        math.nextafter(least, -math.inf): f"{least} or more",
+        -math.inf: f"{least} or more",
+        math.nextafter(most, math.inf): "a finite number" if most == sys.float_info.max else f"at most {most:,}",
+        math.inf: "a finite number",
+        math.nan: "a number",
+    }
+    for value, expected in wrong.items():
+        with pytest.raises(UserError) as caught:
+            in_ranges({name: value})
+        assert str(caught.value) == f"{name}: expected {expected}, got {value}."
 
 
 def test_every_setting_refuses_null_in_a_config_or_takes_it(cli: _Settings, read: Read) -> None:
