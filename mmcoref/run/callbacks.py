@@ -113,6 +113,25 @@ class Checkpoints(Checkpoint):
         elif state_dict["scores"] and self.monitor is not None:
             log.info("best.ckpt is chosen anew: its scores were %s, and are %s now", state_dict["monitor"], self.monitor)
 
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take a finished epoch that awaits its validation for done, if this run does not validate it.
+
+        Lightning would wait for that validation with the next epoch's batches. What it needs to know is what `on_train_epoch_end`
+        would have saved: the epoch is processed, and its last step is counted.
+        """
+        loops, mine = checkpoint.get("loops", {}).get("fit_loop", {}), checkpoint.get("callbacks", {}).get(self.state_key, {})
+        awaits = mine.get("validate_first") and loops["epoch_loop.batch_progress"]["is_last_batch"]
+        if trainer.state.fn != "fit" or not awaits:
+            return
+        progress, every = loops["epoch_progress"], trainer.check_val_every_n_epoch
+        validated = every is None or (progress["current"]["completed"] + 1) % every == 0
+        if trainer.enable_validation and validated:
+            return
+        for count in (progress["current"], progress["total"]):
+            count["processed"] = count["started"]
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        mine["validate_first"] = False
+
     # ------------------------------------------------------------------ training
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -152,6 +152,9 @@ def _read_sums(folder: Path) -> dict[str, str] | None:
         raise _damaged(folder, f"{SUMS}: {first_line(error)}") from None
     if any(PurePath(name).name != name for name in sums):
         raise _damaged(folder, f"{SUMS} names files outside the folder")
+    parts = {file.name for file in folder.iterdir() if file.suffix in (".distcp", ".pt") or file.name == ".metadata"}
+    if parts - sums.keys():
+        raise _damaged(folder, f"{SUMS} has no checksum of {min(parts - sums.keys())}")
     return sums
 
 

@@ -64,6 +64,7 @@ _OF_THE_MODEL = {
 _FIXED = {
     "data.prompt": "how a record is written",
     "data.recipe": "what is trained, and how it is divided into steps",
+    "trainer.val_check_interval": "after which steps an epoch is validated",
     "data.val_size": "which records are trained on",
     "data.limit": "which records are trained on",
     "data.sample_train": "which records are trained on",

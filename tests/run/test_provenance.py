@@ -240,6 +240,7 @@ def test_a_sharded_checkpoint_has_checksums_that_sha256sum_reads(sharded: Path, 
     done = subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.count(": OK") == 3
+    whole = (folder / SUMS).read_text()
     first = digest(folder)
     assert first is not None
     assert digest(Path(shutil.copytree(folder, "elsewhere"))) == first
@@ -253,6 +254,10 @@ def test_a_sharded_checkpoint_has_checksums_that_sha256sum_reads(sharded: Path, 
         (folder / SUMS).write_text(sums)
         with pytest.raises(UserError, match="is not a whole checkpoint"):
             check_structure(folder)
+    for kept in ("", "".join(line for line in whole.splitlines(True) if "distcp" not in line)):
+        (folder / SUMS).write_text(kept)
+        with pytest.raises(UserError, match=f"{SUMS} has no checksum of"):
+            check(folder, training=True)
     (folder / SUMS).unlink()
     said = []
     monkeypatch.setattr(integrity.log, "warning", lambda text, *values: said.append(text % values))

@@ -168,6 +168,22 @@ def test_the_newest_checkpoint_is_the_one_with_most_steps(arguments: list[str]) 
     assert find_last(Path("lightning_logs")) == LAST.with_name("epoch=2.ckpt")
 
 
+@pytest.mark.parametrize(
+    "fewer", [["--trainer.limit_val_batches", "0"], ["--trainer.check_val_every_n_epoch", "4"]], ids=["none", "rarely"]
+)
+def test_a_run_resumed_without_its_validation_trains_each_record_once_an_epoch(
+    arguments: list[str], fewer: list[str], trained: list[list[int]]
+) -> None:
+    fit(*arguments, "--trainer.max_epochs", "3", "--trainer.default_root_dir", "straight")
+    straight = list(trained)
+    trained.clear()
+    fit(*arguments, "--trainer.max_epochs", "2")
+    fit("--ckpt_path", "last", "--trainer.max_epochs", "3", *fewer)
+    assert trained == straight
+    steps = [event.step for event in EventAccumulator("lightning_logs/version_0").Reload().Scalars("train/loss")]
+    assert steps == list(range(6))
+
+
 # ---------------------------------------------------------------------- ended inside an epoch
 
 
