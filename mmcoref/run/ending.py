@@ -16,17 +16,21 @@ _one_of_several = False
 
 @contextmanager
 def parting() -> Iterator[None]:
-    """End this process's groups after the block, if it is in any.
+    """End this process's groups after the block, if it is in any, and restore the environment variables.
 
+    Lightning leaves its port, rank and seed in them: a run started later by the same Python process would take them for its own.
     After a failure the other processes may be gone, or wait for this one: a group that would ask them is left as it is.
     """
     from torch import distributed
 
     global _one_of_several
+    before = dict(os.environ)
     try:
         yield
     finally:
         _one_of_several = _one_of_several or distributed.is_initialized()
+        os.environ.clear()
+        os.environ.update(before)
     part()
 
 

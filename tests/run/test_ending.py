@@ -178,3 +178,11 @@ def test_a_lost_connection_is_one_sentence_and_any_other_error_a_traceback(
     cli.command()
     assert left == [1]
     assert "RuntimeError: shapes do not match" in capsys.readouterr().err
+
+
+def test_a_run_leaves_the_environment_variables_as_they_were(llama_folder: Path, data_file: Path) -> None:
+    before = dict(os.environ)
+    quick = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    fit = ["fit", "--model.name", str(llama_folder), "--data.path", str(data_file), *quick, "--trainer.strategy", "sharded"]
+    assert cli.main(fit) == 0
+    assert dict(os.environ) == before
